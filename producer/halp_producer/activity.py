@@ -1,0 +1,28 @@
+"""`WorkerActivity`: what a worker says of itself on the server, and what `status` shows of it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class WorkerActivity(BaseModel):
+    """One worker's last heartbeat. Written by workers, read by `halp-producer status`.
+
+    Times are Unix milliseconds. `done` and `failed` count since this worker started;
+    `rows_per_second` is its rate over the last minute or since its start.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str
+    host: str
+    pid: int
+    device: str
+    model: str
+    state: str
+    started_ms: int
+    seen_ms: int
+    in_hand: int = 0
+    done: int = 0
+    failed: int = 0
+    rows_per_second: float = 0.0

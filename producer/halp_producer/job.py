@@ -1,0 +1,166 @@
+"""`Job`: one (image, question, ground truth) triple, and its codec on the stream.
+
+This is the wire contract between producers and workers. It knows field names, limits and the
+version; it does not know Redis, files or images. A job that can be built can be encoded, and
+what was encoded decodes to an equal job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+WIRE_VERSION: Final = "1"
+"""Raised when the meaning of a field changes; a worker refuses entries of another version."""
+
+MAX_ID_BYTES: Final = 512
+"""An id is a key, a label on a plot and part of a log line; longer ones are text by mistake."""
+
+MAX_TEXT_BYTES: Final = 1 << 20
+"""Per field. Far above any question, far below what would hurt the server (512 MB a value)."""
+
+
+class JobFormatError(ValueError):
+    """A stream entry or a dataset record that is not a job; `problems` holds (field, reason)."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{field}: {reason}" for field, reason in problems))
+
+
+def _encodable(value: str) -> str:
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not valid Unicode text (character {error.start})") from None
+    if size > MAX_TEXT_BYTES:
+        raise ValueError(f"is {size} bytes long, the limit is {MAX_TEXT_BYTES}")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def _identifier(value: str) -> str:
+    if len(value.encode("utf-8")) > MAX_ID_BYTES:
+        raise ValueError(f"is longer than {MAX_ID_BYTES} bytes")
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("has a control character")
+    return value
+
+
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("has a NUL character")
+    return value
+
+
+def _json_object(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    _encodable(canonical_json(value))
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+NonEmptyText = Annotated[Text, AfterValidator(_not_blank)]
+
+
+class Job(BaseModel):
+    """One question about one image, with its truth.
+
+    question_id: the identity, unique in a run; in the store, the key of the row.
+    image: path below the image root (or an absolute path inside it), or a URL.
+    question: exactly what the model is asked.
+    ground_truth: may be empty where it is not known.
+    metadata: any JSON object; travels to the store untouched.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    question_id: Annotated[NonEmptyText, AfterValidator(_identifier)]
+    image: Annotated[NonEmptyText, AfterValidator(_path)]
+    question: NonEmptyText
+    ground_truth: Text
+    metadata: Annotated[dict[str, Any], AfterValidator(_json_object)] = {}
+
+    @property
+    def content_hash(self) -> str:
+        """32 hex digits (BLAKE2b-128) over every field; equal hash means equal job."""
+        content = canonical_json(
+            [self.question_id, self.image, self.question, self.ground_truth, self.metadata]
+        )
+        return hashlib.blake2b(content.encode("utf-8"), digest_size=16).hexdigest()
+
+    def encode(self) -> dict[str, str]:
+        """The fields of the stream entry, in their fixed order (a stream packs equal orders)."""
+        return {
+            "v": WIRE_VERSION,
+            "question_id": self.question_id,
+            "image": self.image,
+            "question": self.question,
+            "ground_truth": self.ground_truth,
+            "metadata": canonical_json(self.metadata),
+        }
+
+
+def decode(fields: Mapping[bytes, bytes]) -> Job:
+    """The job in a stream entry. Raises JobFormatError naming every field that is wrong."""
+    try:
+        text = {name.decode("utf-8"): value.decode("utf-8") for name, value in fields.items()}
+    except UnicodeDecodeError as error:
+        raise JobFormatError([("entry", f"is not UTF-8 ({error.reason})")]) from None
+    version = text.pop("v", None)
+    if version != WIRE_VERSION:
+        raise JobFormatError([("v", f"expected version {WIRE_VERSION}, got {version!r}")])
+    record: dict[str, Any] = dict(text)
+    try:
+        record["metadata"] = json.loads(text.get("metadata", "{}"))
+    except (json.JSONDecodeError, RecursionError):
+        raise JobFormatError([("metadata", "is not JSON")]) from None
+    return parse(record)
+
+
+def parse(record: Mapping[str, Any]) -> Job:
+    """A job from a plain mapping. Raises JobFormatError naming every field that is wrong."""
+    try:
+        return Job.model_validate(record)
+    except ValidationError as error:
+        raise JobFormatError(
+            [(str(one["loc"][0]) if one["loc"] else "record", _reason(one)) for one in error.errors()]
+        ) from None
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "is not a field of a job"
+        case "string_type":
+            return f"expected text, got {type(error['input']).__name__}"
+        case "dict_type":
+            return f"expected an object, got {type(error['input']).__name__}"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            return str(error["msg"])
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no blanks, Unicode as it is; refuses NaN and infinities."""
+    try:
+        return json.dumps(
+            value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from None
+    except ValueError:
+        raise ValueError(f"holds a number that JSON cannot ({math.nan} or infinity)") from None

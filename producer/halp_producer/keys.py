@@ -1,0 +1,60 @@
+"""The names of everything a run keeps on the server. They exist here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+GROUP: Final = "workers"
+"""The one consumer group of a run's stream."""
+
+ENQUEUED: Final = "enqueued"
+DONE: Final = "done"
+FAILED: Final = "failed"
+"""Fields of the counts hash. At rest: enqueued = len(stream) + done + failed."""
+
+_RUN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """Keys of one run. The braces keep them in one hash slot, so scripts may use them together.
+
+    Raises ValueError for a name that is not 1 to 64 of `A-Za-z0-9._-`, starting with one of the
+    first three kinds.
+    """
+
+    run: str
+
+    def __post_init__(self) -> None:
+        if not _RUN_NAME.fullmatch(self.run):
+            raise ValueError(
+                f"run name {self.run!r}: expected 1 to 64 letters, digits, '.', '_' or '-', "
+                "starting with a letter or digit"
+            )
+
+    @property
+    def jobs(self) -> str:
+        """Stream. One entry a job; deleted when acknowledged, so its length is what is left."""
+        return f"halp:{{{self.run}}}:jobs"
+
+    @property
+    def failed(self) -> str:
+        """Stream of dead letters: the job's fields, `reason`, `error`, `worker`, `failed_ms`."""
+        return f"halp:{{{self.run}}}:failed"
+
+    @property
+    def known(self) -> str:
+        """Hash: question id -> `<entry id> <content hash>` of everything ever enqueued."""
+        return f"halp:{{{self.run}}}:known"
+
+    @property
+    def counts(self) -> str:
+        """Hash: `enqueued`, `done`, `failed`."""
+        return f"halp:{{{self.run}}}:counts"
+
+    @property
+    def workers(self) -> str:
+        """Hash: worker name -> JSON of `halp_producer.activity.WorkerActivity`."""
+        return f"halp:{{{self.run}}}:workers"

@@ -1,0 +1,117 @@
+"""The values that cross the wall of the store: `FeatureBatch` in, `Receipt` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from halp_store.layout import TEXT_COLUMNS, Layout
+
+
+class RowKey(NamedTuple):
+    """Identity of a row: the question id, and the hash of the job's content behind it."""
+
+    question_id: str
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """N finished rows, column by column, on the host.
+
+    text: column -> N strings, exactly the columns of `TEXT_COLUMNS`.
+    integers: column -> int64 (N, ...), exactly those of `layout.integer_columns()`.
+    vectors: column -> float32 (N, ...), exactly those of `layout.vector_columns()`.
+
+    Raises ValueError, naming the column with expected and got, where that does not hold or
+    where a vector is not finite.
+    """
+
+    layout: Layout
+    text: Mapping[str, tuple[str, ...]]
+    integers: Mapping[str, npt.NDArray[np.int64]]
+    vectors: Mapping[str, npt.NDArray[np.float32]]
+
+    def __post_init__(self) -> None:
+        _same_names("text", self.text, TEXT_COLUMNS)
+        _same_names("integer", self.integers, self.layout.integer_columns())
+        _same_names("vector", self.vectors, self.layout.vector_columns())
+        rows = len(self)
+        for name, values in self.text.items():
+            if len(values) != rows:
+                raise ValueError(f"column {name}: expected {rows} rows, got {len(values)}")
+        for name, (_, shape) in self.layout.integer_columns().items():
+            _check_array(name, self.integers[name], (rows, *shape), np.int64)
+        for name, (_, shape) in self.layout.vector_columns().items():
+            _check_array(name, self.vectors[name], (rows, *shape), np.float32)
+            if not np.isfinite(self.vectors[name]).all():
+                raise ValueError(f"column {name}: has values that are not finite")
+
+    def __len__(self) -> int:
+        return len(self.text["question_id"])
+
+    @property
+    def keys(self) -> tuple[RowKey, ...]:
+        return tuple(
+            RowKey(*pair)
+            for pair in zip(self.text["question_id"], self.text["content_hash"], strict=True)
+        )
+
+    def take(self, rows: list[int]) -> FeatureBatch:
+        """The given rows, in the given order (a copy)."""
+        return FeatureBatch(
+            self.layout,
+            {name: tuple(values[row] for row in rows) for name, values in self.text.items()},
+            {name: values[rows] for name, values in self.integers.items()},
+            {name: values[rows] for name, values in self.vectors.items()},
+        )
+
+    @staticmethod
+    def concatenate(batches: list[FeatureBatch]) -> FeatureBatch:
+        """All rows in order (a copy). `batches` must not be empty and share one layout."""
+        first = batches[0]
+        return FeatureBatch(
+            first.layout,
+            {name: sum((one.text[name] for one in batches), ()) for name in first.text},
+            {n: np.concatenate([one.integers[n] for one in batches]) for n in first.integers},
+            {n: np.concatenate([one.vectors[n] for one in batches]) for n in first.vectors},
+        )
+
+
+_SEAL: Final = object()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that rows are committed. Only `halp_store.writer` can make one.
+
+    rows: the keys that a reader of the store finds from now on, with this content.
+    """
+
+    rows: tuple[RowKey, ...]
+    _seal: Any = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("a Receipt comes from a committed write, it is never made by hand")
+
+
+def _seal_receipt(rows: tuple[RowKey, ...]) -> Receipt:
+    """For `halp_store.writer` alone, after a commit was read back."""
+    return Receipt(rows, _SEAL)
+
+
+def _same_names(kind: str, got: Mapping[str, Any], expected: Mapping[str, Any] | tuple[str, ...]) -> None:
+    if set(got) != set(expected):
+        raise ValueError(f"{kind} columns: expected {sorted(expected)}, got {sorted(got)}")
+
+
+def _check_array(name: str, values: npt.NDArray[Any], shape: tuple[int, ...], dtype: type) -> None:
+    if values.shape != shape or values.dtype != dtype:
+        raise ValueError(
+            f"column {name}: expected {np.dtype(dtype)} {shape}, got {values.dtype} {values.shape}"
+        )

@@ -1,0 +1,95 @@
+"""`Layout`: which columns a store has, their dimensions and types, and how they are named.
+
+Pure values: no files here. Dimensions: N rows (dim `question`), L layers (dim `layer`),
+D hidden size (dim `hidden`), V hidden size of the vision encoder (dim `vision_hidden`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+LAYOUT_VERSION: Final = 1
+"""Raised when a reader of the old version could misread a store of the new one."""
+
+TEXT_COLUMNS: Final = (
+    "question_id",
+    # Never `question`: xarray would take a variable named like its dimension for the index.
+    "question_text",
+    "image",
+    "image_sha256",
+    "ground_truth",
+    "answer",
+    "finish_reason",
+    "metadata",
+    "content_hash",
+)
+"""Text columns, dims (question). `metadata` is a JSON object; `content_hash` is the job's."""
+
+COUNT_COLUMNS: Final = ("prompt_tokens", "image_tokens", "answer_tokens")
+"""Integer columns, dims (question), int64, in tokens."""
+
+GRID_COLUMN: Final = "image_grid_thw"
+"""Integer column, dims (question, thw), int64: patches before the merge, (t, h, w)."""
+
+DEFAULT_POSITIONS: Final = ("vision_token", "query_token")
+EXTRA_POSITIONS: Final = ("question_token", "halp_reference")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a store is made of; equal layouts may share a store.
+
+    layers: decoder layer indices, ascending. The stored value of layer i is the residual stream
+        after layer i, before the final norm (for the last layer too).
+    positions: names of the token positions whose states are stored, one array each.
+    hidden_size, vision_hidden_size: D and V.
+    source_dtype: what the values were computed in ("bfloat16", "float32"); stored as float32.
+    fingerprint: JSON object of everything that changes the numbers or the answers.
+    """
+
+    layers: tuple[int, ...]
+    positions: tuple[str, ...]
+    hidden_size: int
+    vision_hidden_size: int
+    source_dtype: str
+    fingerprint: Mapping[str, Any]
+
+    def vector_columns(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """name -> (dims after `question`, their lengths), all float32."""
+        tokens = (("layer", "hidden"), (len(self.layers), self.hidden_size))
+        return {
+            "vision_only": (("hidden",), (self.hidden_size,)),
+            "vision_encoder": (("vision_hidden",), (self.vision_hidden_size,)),
+            **dict.fromkeys(self.positions, tokens),
+        }
+
+    def integer_columns(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """name -> (dims after `question`, their lengths), all int64.
+
+        `<position>_position` is the token's index in the unpadded prompt.
+        """
+        scalar: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
+        names = (*COUNT_COLUMNS, *(f"{position}_position" for position in self.positions))
+        return {**dict.fromkeys(names, scalar), GRID_COLUMN: (("thw",), (3,))}
+
+    def to_json(self) -> dict[str, Any]:
+        """The root's attributes. Inverse of `from_json`."""
+        return {"layout_version": LAYOUT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, attributes: Mapping[str, Any]) -> Layout:
+        """Raises ValueError naming the version if it is not this one."""
+        found = attributes.get("layout_version")
+        if found != LAYOUT_VERSION:
+            raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {found!r}")
+        return cls(
+            layers=tuple(attributes["layers"]),
+            positions=tuple(attributes["positions"]),
+            hidden_size=attributes["hidden_size"],
+            vision_hidden_size=attributes["vision_hidden_size"],
+            source_dtype=attributes["source_dtype"],
+            fingerprint=attributes["fingerprint"],
+        )
