@@ -1,0 +1,278 @@
+"""The `halp-worker` command. Reads options, prints results; the work is done elsewhere.
+
+Imports nothing heavy until a command runs, so that help is instant and a missing extra is one
+sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from halp_worker.model.loading import ModelSettings
+
+DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+app = typer.Typer(
+    help="Runs Qwen2.5-VL on the jobs of a run and stores hidden states and answers.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str, typer.Option(envvar="HALP_MODEL", help="Hub id or folder of a Qwen2.5-VL checkpoint.")
+]
+Revision = Annotated[
+    str | None, typer.Option(envvar="HALP_REVISION", help="Branch, tag or commit on the hub.")
+]
+Device = Annotated[
+    str,
+    typer.Option(envvar="HALP_DEVICE", help="auto (CUDA, else MPS, else CPU), cpu, cuda:1, ..."),
+]
+DtypeOption = Annotated[
+    Literal["bfloat16", "float32"],
+    typer.Option("--dtype", envvar="HALP_DTYPE", help="What the model computes in."),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option(envvar="HALP_MAX_NEW_TOKENS", min=1, help="Longest answer, in tokens.")
+]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(
+        envvar="HALP_MIN_PIXELS", min=1, help="Smaller images are enlarged. [checkpoint's own]"
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        envvar="HALP_MAX_PIXELS",
+        min=1,
+        help="Larger images are shrunk: 28 x 28 pixels are one token. [checkpoint's own]",
+    ),
+]
+Layers = Annotated[
+    str, typer.Option(envvar="HALP_LAYERS", help="auto (0, n/4, n/2, 3n/4, n-1) or 0,7,14.")
+]
+Positions = Annotated[
+    str,
+    typer.Option(
+        envvar="HALP_POSITIONS",
+        help="Extra token positions besides vision_token and query_token, comma-separated: "
+        "question_token, halp_reference.",
+    ),
+]
+ImageRoot = Annotated[
+    Path,
+    typer.Option(
+        envvar="HALP_IMAGE_ROOT",
+        file_okay=False,
+        help="Images are found below this folder and nowhere else.",
+    ),
+]
+AllowUrls = Annotated[
+    bool, typer.Option("--allow-urls", envvar="HALP_ALLOW_URLS", help="Also fetch http(s) images.")
+]
+
+
+@app.command(
+    epilog="Examples: `halp-worker run --store run1.zarr --image-root images/` · "
+    "`halp-worker run --store run1.zarr --model Qwen/Qwen2.5-VL-3B-Instruct --until-empty` · "
+    "every option is also an environment variable: `HALP_STORE=run1.zarr halp-worker run`"
+)
+def run(
+    store: Annotated[
+        Path, typer.Option(envvar="HALP_STORE", help="Where the Zarr store is, or will be.")
+    ],
+    model: Model = DEFAULT_MODEL,
+    run_name: Annotated[
+        str, typer.Option("--run", envvar="HALP_RUN", help="The run whose jobs to take.")
+    ] = "default",
+    redis_url: Annotated[
+        str, typer.Option(envvar="HALP_REDIS_URL", help="The server, rediss:// for TLS.")
+    ] = "redis://127.0.0.1:6379/0",
+    image_root: ImageRoot = Path(),
+    batch_size: Annotated[
+        int, typer.Option(envvar="HALP_BATCH_SIZE", min=1, help="Jobs in one call of the model.")
+    ] = 8,
+    max_new_tokens: MaxNewTokens = 200,
+    layers: Layers = "auto",
+    positions: Positions = "",
+    device: Device = "auto",
+    until_empty: Annotated[
+        bool,
+        typer.Option(
+            "--until-empty",
+            envvar="HALP_UNTIL_EMPTY",
+            help="Leave with exit code 0 once no job is waiting or in flight.",
+        ),
+    ] = False,
+    dtype: DtypeOption = "bfloat16",
+    revision: Revision = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    allow_urls: AllowUrls = False,
+    lease_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="HALP_LEASE_SECONDS",
+            min=1,
+            help="After this long without a sign of life another worker takes a job over.",
+        ),
+    ] = 60,
+    flush_rows: Annotated[
+        int, typer.Option(envvar="HALP_FLUSH_ROWS", min=1, help="Commit after this many rows,")
+    ] = 64,
+    flush_seconds: Annotated[
+        float, typer.Option(envvar="HALP_FLUSH_SECONDS", min=0.1, help="or after this long.")
+    ] = 5,
+) -> None:
+    """Take jobs from the run, answer them with their states captured, store, acknowledge."""
+    with _failures_explained():
+        from halp_worker.launch import WorkerSettings, run_worker
+
+        tally = run_worker(
+            WorkerSettings(
+                store=store,
+                model=_model_settings(
+                    model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens
+                ),
+                run=run_name,
+                redis_url=redis_url,
+                image_root=image_root,
+                allow_urls=allow_urls,
+                batch_size=batch_size,
+                layers=layers,
+                positions=_names(positions),
+                lease_seconds=lease_seconds,
+                flush_rows=flush_rows,
+                flush_seconds=flush_seconds,
+                until_empty=until_empty,
+            )
+        )
+    typer.echo(
+        f"{tally.done} stored, {tally.already_stored} already in the store, {tally.failed} rejected"
+    )
+    if tally.failed:
+        typer.echo(f"See why: halp-producer failed --run {run_name}", err=True)
+
+
+@app.command(
+    epilog="Example: `halp-worker extract photo.jpg 'Is there a cat in the picture?' --json`"
+)
+def extract(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    model: Model = DEFAULT_MODEL,
+    max_new_tokens: MaxNewTokens = 200,
+    layers: Layers = "auto",
+    positions: Positions = "",
+    device: Device = "auto",
+    dtype: DtypeOption = "bfloat16",
+    revision: Revision = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output.")
+    ] = False,
+) -> None:
+    """One sample without any server or store: prints answer, positions and shapes."""
+    with _failures_explained():
+        from halp_worker.single import extract_one, show
+
+        settings = _model_settings(
+            model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens
+        )
+        features = extract_one(settings, layers, _names(positions), image, question)
+        show(features, as_json=as_json)
+
+
+@app.command(epilog="Example: `halp-worker demo --folder /tmp/halp`")
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="Where dataset, images, checkpoint and store are put.")
+    ] = Path("demo-run"),
+) -> None:
+    """The whole path on this machine: server, dataset, two workers, store. No GPU, no downloads."""
+    with _failures_explained(extra="demo"):
+        from halp_worker.demo.main_job import run_demo
+
+        run_demo(folder)
+
+
+def _model_settings(
+    model: str,
+    revision: str | None,
+    dtype: Literal["bfloat16", "float32"],
+    device: str,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    max_new_tokens: int,
+) -> ModelSettings:
+    from halp_worker.model.loading import ModelSettings
+
+    return ModelSettings(model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens)
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@contextmanager
+def _failures_explained(extra: str = "worker") -> Iterator[None]:
+    """Turns what a user can do something about into one message and exit code 1."""
+    try:
+        _set_up_logging()
+        yield
+    except ModuleNotFoundError as error:
+        # A module of our own that is missing is a defect, and shows as one.
+        if (error.name or "").startswith("halp_"):
+            raise
+        _fail(
+            f"this command needs the {extra} extra ({error.name} is not installed): "
+            f"pip install 'halp-stream[{extra}]'"
+        )
+    except Exception as error:
+        if not _is_for_people(error):
+            raise
+        _fail(str(error))
+
+
+def _is_for_people(error: Exception) -> bool:
+    from halp_producer.server import ServerError
+    from halp_store.errors import StoreError
+    from halp_worker.fates import FatalError, Rejected
+
+    return isinstance(error, FatalError | Rejected | ServerError | StoreError)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"halp-worker: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _set_up_logging() -> None:
+    # The libraries' own bars and advice are not ours to show; these must be set before they load.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_NO_PROGRESS_BARS", "1")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    for library in ("httpx", "httpx2", "urllib3", "qwen_vl_utils", "PIL"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,16 @@
+"""`Extraction`: what one batch became."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halp_store.features import FeatureBatch, RowKey
+from halp_worker.fates import Rejection
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """features: rows for the store, None if there are none. rejections: the other jobs."""
+
+    features: FeatureBatch | None
+    rejections: tuple[tuple[RowKey, Rejection], ...] = ()

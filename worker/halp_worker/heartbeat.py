@@ -1,0 +1,75 @@
+"""`Heartbeat`: a thread that renews leases and tells the run what this worker does.
+
+A thread does not beat while native code holds the interpreter lock: the lease must be well above
+the longest such stretch, and 60 s is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import redis
+
+from halp_producer.activity import WorkerActivity
+from halp_producer.keys import RunKeys
+
+log = logging.getLogger(__name__)
+
+LONGEST_BEAT_SECONDS: Final = 5.0
+"""`halp-producer status` calls a worker gone after a few of these."""
+
+
+Describe = Callable[[int], WorkerActivity]
+"""What to tell the run, given the Unix time in ms."""
+
+
+class Heartbeat:
+    """Context manager around the worker's loop.
+
+    renew: renews the leases.
+    Beats four times per lease, and at least every five seconds.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: RunKeys,
+        *,
+        renew: Callable[[], None],
+        describe: Describe,
+        lease_seconds: float,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._renew = renew
+        self._describe = describe
+        self._every_seconds = min(lease_seconds / 4, LONGEST_BEAT_SECONDS)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._beat()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_seconds):
+            self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._renew()
+            activity = self._describe(int(time.time() * 1000))
+            self._client.hset(self._keys.workers, activity.worker, activity.model_dump_json())
+        except redis.RedisError as error:
+            # The loop sees the same server and heals; a beat that is missed costs a lease at most.
+            log.warning("heartbeat missed: %s", error)

@@ -1,0 +1,1 @@
+"""The model room: loading, inputs, hooks, extraction. The only room that knows torch."""

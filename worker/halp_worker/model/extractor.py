@@ -1,0 +1,147 @@
+"""`Extractor`: a batch in, finished rows out. One `generate`, hooked, greedy.
+
+Knows the model and the layout; does not know the stream or the store's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from halp_producer.job import canonical_json
+from halp_store.features import FeatureBatch
+from halp_store.layout import GRID_COLUMN, Layout
+from halp_worker.batcher import Batch
+from halp_worker.delivery import row_key
+from halp_worker.extraction import Extraction
+from halp_worker.fates import Reason, Rejection
+from halp_worker.model.capture import CapturedStates, PrefillCapture
+from halp_worker.model.inputs import Sample, collate
+from halp_worker.model.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text without special tokens; tokens before the stop token; `stop` or `length`."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class Extractor:
+    """Runs batches through one model. One call at a time: the model keeps state in a call."""
+
+    def __init__(self, loaded: LoadedModel, layout: Layout) -> None:
+        self._loaded = loaded
+        self._layout = layout
+
+    def extract(self, batch: Batch[Sample]) -> Extraction:
+        """Raises FatalError if the model's hooks do not behave; nothing is half done then."""
+        loaded = self._loaded
+        samples = batch.samples
+        collated = collate(samples, loaded.generation.pad_token_id)
+        capture = PrefillCapture(
+            loaded.model,
+            self._layout.layers,
+            columns=collated.columns,
+            grid_thw=collated.grid_thw,
+            padded_tokens=collated.padded_tokens,
+            names=[sample.job.question_id for sample in samples],
+        )
+        inputs = {name: tensor.to(loaded.device) for name, tensor in collated.tensors.items()}
+        with torch.inference_mode(), capture:
+            output = loaded.model.generate(**inputs, generation_config=loaded.generation)
+            states = capture.to_host()
+        answers = self._answers(output[:, collated.padded_tokens :].tolist())
+        return self._to_rows(samples, states, answers)
+
+    def _answers(self, generated: Sequence[Sequence[int]]) -> list[Answer]:
+        stops = set(self._loaded.generation.eos_token_id)
+        tokenizer = self._loaded.processor.tokenizer
+        answers = []
+        for tokens in generated:
+            end = next((i for i, token in enumerate(tokens) if token in stops), None)
+            kept = list(tokens[:end])
+            text = tokenizer.decode(kept, skip_special_tokens=True)
+            answers.append(Answer(text, len(kept), "length" if end is None else "stop"))
+        return answers
+
+    def _to_rows(
+        self, samples: Sequence[Sample], states: CapturedStates, answers: list[Answer]
+    ) -> Extraction:
+        rejections = []
+        finite = []
+        for row, sample in enumerate(samples):
+            places = self._not_finite(states, row)
+            if places:
+                error = f"values are not finite: {', '.join(places)}"
+                rejections.append((row_key(sample.job), Rejection(Reason.NOT_FINITE, error)))
+            else:
+                finite.append(row)
+        features = self._features(samples, states, answers, finite) if finite else None
+        return Extraction(features, tuple(rejections))
+
+    def _not_finite(self, states: CapturedStates, row: int) -> list[str]:
+        """Where this row holds NaN or infinity, in the store's words; empty if nowhere."""
+        places = [
+            name
+            for name in ("vision_only", "vision_encoder")
+            if not np.isfinite(getattr(states, name)[row]).all()
+        ]
+        for p, position in enumerate(self._layout.positions):
+            for i, layer in enumerate(self._layout.layers):
+                if not np.isfinite(states.tokens[row, p, i]).all():
+                    places.append(f"{position} layer {layer}")
+        return places
+
+    def _features(
+        self,
+        batch: Sequence[Sample],
+        states: CapturedStates,
+        answers: list[Answer],
+        rows: list[int],
+    ) -> FeatureBatch:
+        samples = [batch[row] for row in rows]
+        kept = [answers[row] for row in rows]
+        jobs = [sample.job for sample in samples]
+        positions = self._layout.positions
+        return FeatureBatch(
+            layout=self._layout,
+            text={
+                "question_id": tuple(job.question_id for job in jobs),
+                "question_text": tuple(job.question for job in jobs),
+                "image": tuple(job.image for job in jobs),
+                "image_sha256": tuple(sample.image_sha256 for sample in samples),
+                "ground_truth": tuple(job.ground_truth for job in jobs),
+                "answer": tuple(answer.text for answer in kept),
+                "finish_reason": tuple(answer.finish_reason for answer in kept),
+                "metadata": tuple(canonical_json(job.metadata) for job in jobs),
+                "content_hash": tuple(job.content_hash for job in jobs),
+            },
+            integers={
+                "prompt_tokens": _int64([sample.prompt_tokens for sample in samples]),
+                "image_tokens": _int64([sample.image_tokens for sample in samples]),
+                "answer_tokens": _int64([answer.tokens for answer in kept]),
+                **{
+                    f"{position}_position": _int64([sample.positions[p] for sample in samples])
+                    for p, position in enumerate(positions)
+                },
+                GRID_COLUMN: np.concatenate(
+                    [sample.tensors["image_grid_thw"].numpy() for sample in samples]
+                ),
+            },
+            vectors={
+                "vision_only": states.vision_only[rows],
+                "vision_encoder": states.vision_encoder[rows],
+                **{position: states.tokens[rows, p] for p, position in enumerate(positions)},
+            },
+        )
+
+
+def _int64(values: list[int]) -> Any:
+    return np.array(values, dtype=np.int64)

@@ -1,0 +1,88 @@
+"""Which decoder layers and positions are stored, and the layout that follows from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from halp_store.layout import DEFAULT_POSITIONS, Layout
+from halp_worker.fates import FatalError
+from halp_worker.model.inputs import render, user_turn
+from halp_worker.model.loading import LoadedModel
+from halp_worker.model.positions import POSITIONS
+
+
+def choose_layers(wanted: str, n_layers: int) -> tuple[int, ...]:
+    """`auto`: 0, n/4, n/2, 3n/4, n-1. Else a comma-separated list of layer indices.
+
+    Ascending, each once. Raises FatalError for an index the model does not have.
+    """
+    if wanted == "auto":
+        chosen = {0, n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1}
+        return tuple(sorted(chosen))
+    try:
+        indices = {int(part) for part in wanted.split(",")}
+    except ValueError:
+        raise FatalError(f"--layers {wanted!r}: expected auto or numbers like 0,7,14") from None
+    outside = sorted(index for index in indices if not 0 <= index < n_layers)
+    if outside:
+        raise FatalError(f"--layers: {outside} not in this model, it has 0 to {n_layers - 1}")
+    return tuple(sorted(indices))
+
+
+def choose_positions(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The default positions and the extra ones asked for, in the order of `POSITIONS`."""
+    unknown = sorted(set(wanted) - set(POSITIONS))
+    if unknown:
+        raise FatalError(f"--positions: {unknown} unknown, there are {', '.join(POSITIONS)}")
+    return tuple(name for name in POSITIONS if name in {*DEFAULT_POSITIONS, *wanted})
+
+
+def layout_of(loaded: LoadedModel, layers: tuple[int, ...], positions: tuple[str, ...]) -> Layout:
+    """The store's layout: sizes from the model, and the fingerprint of all that shapes a number."""
+    return Layout(
+        layers=layers,
+        positions=positions,
+        hidden_size=loaded.hidden_size,
+        vision_hidden_size=loaded.vision_hidden_size,
+        source_dtype=loaded.dtype,
+        fingerprint={
+            "model": loaded.name,
+            "revision": loaded.revision,
+            "prompt": render(loaded.processor, user_turn({"type": "image"}, "{question}")),
+            "image_processor": _image_processor(loaded.processor.image_processor),
+            "generation": {
+                name: getattr(loaded.generation, name)
+                for name in ("do_sample", "num_beams", "max_new_tokens", "eos_token_id")
+            },
+        },
+    )
+
+
+def provenance_of(loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
+    """What else may matter when two numbers differ: recorded with each segment."""
+    packages = ("halp-stream", "torch", "torchvision", "transformers", "qwen-vl-utils", "pillow")
+    import torch
+
+    is_cuda = loaded.device.type == "cuda"
+    return {
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name(loaded.device) if is_cuda else loaded.device.type,
+        "attention": loaded.model.config._attn_implementation,
+        "batch_size": batch_size,
+    }
+
+
+def _image_processor(processor: Any) -> dict[str, Any]:
+    return {
+        "class": type(processor).__name__,
+        "min_pixels": int(processor.size["shortest_edge"]),
+        "max_pixels": int(processor.size["longest_edge"]),
+        "patch_size": int(processor.patch_size),
+        "temporal_patch_size": int(processor.temporal_patch_size),
+        "merge_size": int(processor.merge_size),
+        "image_mean": [float(value) for value in processor.image_mean],
+        "image_std": [float(value) for value in processor.image_std],
+        "resample": int(processor.resample),
+    }

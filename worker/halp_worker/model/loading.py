@@ -1,0 +1,199 @@
+"""`load_model`: a checkpoint (hub id or folder) -> the model, its processor, its identity.
+
+Knows transformers and the files of a checkpoint. Any Qwen2.5-VL: every size is read from the
+configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    GenerationConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from halp_worker.fates import FatalError
+from halp_worker.model.versions import check_transformers
+
+DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
+MODEL_TYPE: Final = "qwen2_5_vl"
+
+_SAMPLED_PIECES: Final = 64
+_SAMPLED_BYTES: Final = 64 << 10
+"""Of each weight file 64 pieces of 64 KiB are hashed: reading 16 GB whole takes a minute."""
+
+Dtype = Literal["bfloat16", "float32"]
+_TORCH_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What the user chose. None: what the checkpoint says."""
+
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    dtype: Dtype = "bfloat16"
+    device: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_new_tokens: int = 200
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to generate, on its device, in evaluation mode.
+
+    name, revision: for a hub id, the id and the commit; for a folder, "local" and a digest of
+        its files, so that the same checkpoint is the same wherever it is mounted.
+    generation: the only generation settings that are used; the checkpoint's sampling and
+        penalties are not.
+    """
+
+    model: Any
+    processor: Any
+    generation: Any
+    name: str
+    revision: str
+    dtype: Dtype
+    device: torch.device
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vision_hidden_size(self) -> int:
+        return int(self.model.config.vision_config.hidden_size)
+
+    @property
+    def context_tokens(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes CUDA, else MPS, else CPU. Raises FatalError for a device that is not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise FatalError(f"--device {device}: {first_line}") from None
+    return chosen
+
+
+def load_model(settings: ModelSettings) -> LoadedModel:
+    """Raises FatalError if this is not a whole Qwen2.5-VL checkpoint."""
+    check_transformers()
+    device = choose_device(settings.device)
+    config = _load_config(settings)
+    processor = _load_processor(settings)
+    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        settings.model,
+        revision=settings.revision or "main",
+        config=config,
+        dtype=_TORCH_DTYPES[settings.dtype],
+        device_map={"": device},
+        use_safetensors=True,  # never a pickle
+        output_loading_info=True,
+    )
+    lacking = sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", ())))
+    if lacking:
+        raise FatalError(
+            f"checkpoint {settings.model}: {len(lacking)} weights are missing or have another "
+            f"shape, they would be random: {', '.join(lacking[:3])}, ..."
+        )
+    model.eval()
+    generation = _generation(model, processor, settings.max_new_tokens)
+    # `generate` fills what a given config leaves open from this one: leave it nothing.
+    model.generation_config = generation
+    is_local = Path(settings.model).is_dir()
+    return LoadedModel(
+        model=model,
+        processor=processor,
+        generation=generation,
+        name="local" if is_local else settings.model,
+        revision=_digest(Path(settings.model)) if is_local else _commit(config, settings),
+        dtype=settings.dtype,
+        device=device,
+    )
+
+
+def _load_config(settings: ModelSettings) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FatalError(f"model {settings.model}: {first_line}") from None
+    if config.model_type != MODEL_TYPE:
+        raise FatalError(
+            f"model {settings.model}: expected a Qwen2.5-VL checkpoint (model_type "
+            f"{MODEL_TYPE}), got {config.model_type}"
+        )
+    return config
+
+
+def _load_processor(settings: ModelSettings) -> Any:
+    limits = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
+    try:
+        return AutoProcessor.from_pretrained(
+            settings.model,
+            revision=settings.revision or "main",
+            **{name: value for name, value in limits.items() if value is not None},
+        )
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FatalError(f"processor of {settings.model}: {first_line}") from None
+
+
+def _generation(model: Any, processor: Any, max_new_tokens: int) -> Any:
+    own = model.generation_config
+    stops = own.eos_token_id if own.eos_token_id is not None else processor.tokenizer.eos_token_id
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops if isinstance(stops, list) else [stops],
+        pad_token_id=processor.tokenizer.pad_token_id,
+        use_cache=True,
+    )
+
+
+def _commit(config: Any, settings: ModelSettings) -> str:
+    commit = getattr(config, "_commit_hash", None)
+    if not commit:
+        logging.getLogger(__name__).warning("the commit of %s is not known", settings.model)
+    return str(commit or settings.revision or "unknown")
+
+
+def _digest(folder: Path) -> str:
+    """Over names, sizes and contents: small files whole, weight files in samples."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in {".json", ".jinja", ".txt", ".safetensors"}:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if path.suffix != ".safetensors" or size <= _SAMPLED_PIECES * _SAMPLED_BYTES:
+                digest.update(file.read())
+                continue
+            for piece in range(_SAMPLED_PIECES):
+                file.seek((size - _SAMPLED_BYTES) * piece // (_SAMPLED_PIECES - 1))
+                digest.update(file.read(_SAMPLED_BYTES))
+    return f"sha256:{digest.hexdigest()[:32]}"

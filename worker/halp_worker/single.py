@@ -1,0 +1,59 @@
+"""One sample without server or store: `halp-worker extract`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from halp_producer.job import Job
+from halp_store.features import FeatureBatch
+from halp_worker.batcher import Batch
+from halp_worker.fates import FatalError
+from halp_worker.launch import input_builder
+from halp_worker.model.extractor import Extractor
+from halp_worker.model.layers import choose_layers, choose_positions, layout_of
+from halp_worker.model.loading import ModelSettings, load_model
+
+
+def extract_one(
+    settings: ModelSettings, layers: str, positions: tuple[str, ...], image: Path, question: str
+) -> FeatureBatch:
+    """A batch of one row. Raises Rejected or FatalError with a message."""
+    loaded = load_model(settings)
+    layout = layout_of(loaded, choose_layers(layers, loaded.n_layers), choose_positions(positions))
+    path = image.absolute()
+    job = Job(question_id="extract", image=path.name, question=question, ground_truth="")
+    inputs = input_builder(loaded, layout.positions, path.parent, allow_urls=False)
+    extraction = Extractor(loaded, layout).extract(Batch((inputs.prepare(job),)))
+    if extraction.features is None:
+        raise FatalError(extraction.rejections[0][1].error)
+    return extraction.features
+
+
+def show(features: FeatureBatch, *, as_json: bool) -> None:
+    """Prints answer, positions, and each array's shape and norm."""
+    layout = features.layout
+    summary = {
+        "answer": features.text["answer"][0],
+        "finish_reason": features.text["finish_reason"][0],
+        "layers": list(layout.layers),
+        **{name: values[0].tolist() for name, values in features.integers.items()},
+        "arrays": {
+            name: {
+                "shape": list(values[0].shape),
+                "norm": np.round(np.linalg.norm(values[0], axis=-1), 4).tolist(),
+            }
+            for name, values in features.vectors.items()
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    for name, value in summary.items():
+        if name != "arrays":
+            typer.echo(f"{name:24} {value}")
+    for name, array in summary["arrays"].items():
+        typer.echo(f"{name:24} {tuple(array['shape'])} float32, norm {array['norm']}")
