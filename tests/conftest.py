@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,19 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def client(server: Server) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server.url) as connection:
         yield connection
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """`wait_until(condition)`: polls until it holds; fails after `seconds`. Never a bare sleep."""
+
+    def wait(condition: Callable[[], object], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture

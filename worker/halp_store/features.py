@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ class FeatureBatch:
         first = batches[0]
         return FeatureBatch(
             first.layout,
-            {name: sum((one.text[name] for one in batches), ()) for name in first.text},
+            {n: tuple(chain.from_iterable(one.text[n] for one in batches)) for n in first.text},
             {n: np.concatenate([one.integers[n] for one in batches]) for n in first.integers},
             {n: np.concatenate([one.vectors[n] for one in batches]) for n in first.vectors},
         )
@@ -105,7 +106,9 @@ def _seal_receipt(rows: tuple[RowKey, ...]) -> Receipt:
     return Receipt(rows, _SEAL)
 
 
-def _same_names(kind: str, got: Mapping[str, Any], expected: Mapping[str, Any] | tuple[str, ...]) -> None:
+def _same_names(
+    kind: str, got: Mapping[str, Any], expected: Mapping[str, Any] | tuple[str, ...]
+) -> None:
     if set(got) != set(expected):
         raise ValueError(f"{kind} columns: expected {sorted(expected)}, got {sorted(got)}")
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import redis
 
+from halp_producer.enqueue import create_group
 from halp_producer.job import JobFormatError, decode
 from halp_producer.keys import DONE, FAILED, GROUP, RunKeys
 from halp_store.features import Receipt, RowKey
@@ -31,7 +32,8 @@ FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 """Between tries while the server is away."""
 
-_AWAY: Final = (redis.ConnectionError, redis.TimeoutError)
+_PASSING: Final = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError)
+"""What the server says of itself for a while: away, loading, full."""
 
 _HEALED_BY_NEW_GROUP: Final = ("NOGROUP", "UNBLOCKED")
 """What the server answers after FLUSHALL or a failover (7.0 says UNBLOCKED, later ones NOGROUP)."""
@@ -96,6 +98,9 @@ class Consumer:
                 self._read_own(slots) or self._reclaim(slots) or self._read_new(slots, block_ms)
             )
             deliveries = self._decode(entries)
+        except _PASSING as error:
+            self._wait_for_server(error)
+            return []
         except redis.ResponseError as error:
             if not str(error).startswith(_HEALED_BY_NEW_GROUP):
                 raise
@@ -103,14 +108,11 @@ class Consumer:
             self._has_group = False
             self._recover()
             return []
-        except _AWAY as error:
-            self._wait_for_server(error)
-            return []
         self._pause = FIRST_PAUSE_SECONDS
         return deliveries
 
     def _wait_for_server(self, error: Exception) -> None:
-        log.warning("server away (%s): trying again in %.1f s", error, self._pause)
+        log.warning("server not available (%s): trying again in %.1f s", error, self._pause)
         self._recover()
 
     def _recover(self) -> None:
@@ -121,13 +123,16 @@ class Consumer:
     def _join_group(self) -> None:
         if self._has_group:
             return
-        try:
-            # From 0, never from $: jobs enqueued before the first worker count too.
-            self._control.xgroup_create(self._keys.jobs, GROUP, id="0", mkstream=True)
-        except redis.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+        # Asked first, because a full server refuses to create even what is there.
+        if not self._group_exists():
+            create_group(self._control, self._keys)
         self._has_group = True
+
+    def _group_exists(self) -> bool:
+        if not self._control.exists(self._keys.jobs):
+            return False
+        groups: Any = self._control.xinfo_groups(self._keys.jobs)
+        return any(group["name"] == GROUP.encode() for group in groups)
 
     def _read_own(self, slots: int) -> list[Any]:
         while self._own_cursor is not None:
@@ -248,7 +253,7 @@ class Consumer:
         while True:
             try:
                 return request()
-            except _AWAY as error:
+            except _PASSING as error:
                 self._wait_for_server(error)
 
     def _entries_of(self, rows: Iterable[RowKey]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ class ImageReader:
                 raise Rejected(
                     Reason.IMAGE_OUTSIDE_ROOT, f"image outside the root: {image} -> {path}"
                 )
-            with path.open("rb") as file:
-                status = path.stat()
+            # Not blocking: opening a pipe would wait for somebody to write into it.
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+                status = os.fstat(file.fileno())
                 if not S_ISREG(status.st_mode):
                     raise Rejected(Reason.IMAGE_UNREADABLE, f"image is not a file: {image}")
                 if status.st_size > MAX_FILE_BYTES:

@@ -7,7 +7,6 @@ configuration.
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +18,7 @@ from transformers import (
     GenerationConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.utils import cached_file
 
 from halp_worker.fates import FatalError
 from halp_worker.model.versions import check_transformers
@@ -128,7 +128,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         processor=processor,
         generation=generation,
         name="local" if is_local else settings.model,
-        revision=_digest(Path(settings.model)) if is_local else _commit(config, settings),
+        revision=_digest(Path(settings.model)) if is_local else _commit(settings),
         dtype=settings.dtype,
         device=device,
     )
@@ -174,11 +174,10 @@ def _generation(model: Any, processor: Any, max_new_tokens: int) -> Any:
     )
 
 
-def _commit(config: Any, settings: ModelSettings) -> str:
-    commit = getattr(config, "_commit_hash", None)
-    if not commit:
-        logging.getLogger(__name__).warning("the commit of %s is not known", settings.model)
-    return str(commit or settings.revision or "unknown")
+def _commit(settings: ModelSettings) -> str:
+    """The commit whose files were loaded: the name of their folder in the hub's cache."""
+    resolved = cached_file(settings.model, "config.json", revision=settings.revision or "main")
+    return Path(resolved).parent.name
 
 
 def _digest(folder: Path) -> str:

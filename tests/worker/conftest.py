@@ -1,0 +1,147 @@
+"""Small real checkpoints and real photographs, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halp_producer import Job
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a test asks about a photograph."""
+
+    image: str
+    text: str
+
+    def job(self, number: int = 0) -> Job:
+        return Job(
+            question_id=f"{Path(self.image).stem}_{number}",
+            image=self.image,
+            question=self.text,
+            ground_truth="?",
+        )
+
+
+QUESTIONS = (
+    Question("astronaut.png", "Who is it?"),
+    Question("coffee.png", "Is there a cup on the table, and what is in it?"),
+    Question("chelsea.png", "Which animal?"),
+    Question("tall.png", "What is on the left?"),
+)
+"""Mixed image sizes and prompt lengths: every batch of them is padded."""
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real photographs, and one cut of them in another aspect ratio."""
+    from PIL import Image
+
+    from halp_worker.demo.photos import write_dataset
+
+    folder = write_dataset(tmp_path_factory.mktemp("photos")).parent / "images"
+    with Image.open(folder / "astronaut.png") as image:
+        image.crop((0, 0, 120, 400)).save(folder / "tall.png")
+    return folder
+
+
+def _shapes() -> dict[str, Any]:
+    from halp_worker.demo.small_checkpoint import SmallShape
+
+    return {
+        "28-layers": SmallShape(),
+        "5-layers-hidden-48-6-heads-3-kv": SmallShape(
+            layers=5, hidden_size=48, intermediate_size=80, heads=6, kv_heads=3, seed=1
+        ),
+        "9-layers-hidden-96-4-heads-1-kv-tied": SmallShape(
+            layers=9,
+            hidden_size=96,
+            heads=4,
+            kv_heads=1,
+            vision_depth=6,
+            vision_hidden_size=48,
+            tie_word_embeddings=True,
+            seed=2,
+        ),
+    }
+
+
+SHAPE_NAMES = (
+    "28-layers",
+    "5-layers-hidden-48-6-heads-3-kv",
+    "9-layers-hidden-96-4-heads-1-kv-tied",
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Checkpoint folders by shape name, built at first use."""
+    from halp_worker.demo.small_checkpoint import build_checkpoint
+
+    built: dict[str, Path] = {}
+
+    def checkpoint(name: str) -> Path:
+        if name not in built:
+            built[name] = build_checkpoint(tmp_path_factory.mktemp(name), _shapes()[name])
+        return built[name]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
+    """The default small checkpoint."""
+    return checkpoints("28-layers")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded model with all it takes to run samples through it."""
+
+    loaded: Any
+    layout: Any
+    inputs: Any
+    extractor: Any
+
+    def samples(self, questions: tuple[Question, ...] = QUESTIONS) -> list[Any]:
+        return [self.inputs.prepare(question.job()) for question in questions]
+
+    def extract(self, samples: list[Any]) -> Any:
+        from halp_worker.batcher import Batch
+
+        return self.extractor.extract(Batch(tuple(samples)))
+
+
+@pytest.fixture(scope="session")
+def bench(checkpoints: Callable[[str], Path], photos: Path) -> Callable[..., Bench]:
+    """`bench(shape, dtype)`: loaded once a session, on the CPU, all positions."""
+    from halp_worker.launch import input_builder
+    from halp_worker.model.extractor import Extractor
+    from halp_worker.model.layers import choose_layers, choose_positions, layout_of
+    from halp_worker.model.loading import ModelSettings, load_model
+    from halp_worker.model.positions import POSITIONS
+
+    made: dict[tuple[str, str], Bench] = {}
+
+    def make(shape: str = "28-layers", dtype: Any = "float32") -> Bench:
+        if (shape, dtype) not in made:
+            loaded = load_model(
+                ModelSettings(
+                    model=str(checkpoints(shape)), dtype=dtype, device="cpu", max_new_tokens=6
+                )
+            )
+            layout = layout_of(
+                loaded,
+                choose_layers("auto", loaded.n_layers),
+                choose_positions(list(POSITIONS)),
+            )
+            inputs = input_builder(loaded, layout.positions, photos, allow_urls=False)
+            made[shape, dtype] = Bench(loaded, layout, inputs, Extractor(loaded, layout))
+        return made[shape, dtype]
+
+    return make

@@ -1,0 +1,301 @@
+"""The consumer on real servers: what it reads first, and what it may finish."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from halp_producer import Job, RunKeys
+from halp_producer.enqueue import enqueue_jobs
+from halp_producer.keys import GROUP
+from halp_producer.server import connect_blocking
+from halp_store.features import Receipt, _seal_receipt
+from halp_worker import consumer as consumer_module
+from halp_worker.consumer import Consumer
+from halp_worker.delivery import row_key
+from halp_worker.fates import Reason, Rejection
+
+
+def make_job(number, **changes):
+    fields = {
+        "question_id": f"q{number}",
+        "image": "a.png",
+        "question": f"Question {number}?",
+        "ground_truth": "yes",
+    }
+    return Job(**{**fields, **changes})
+
+
+@pytest.fixture
+def keys(run):
+    return RunKeys(run)
+
+
+@pytest.fixture
+def member(server, client, keys):
+    """`member(name)`: a consumer of the run with connections of its own."""
+    made = []
+
+    def make(name="w1", lease_ms=60_000):
+        blocking = connect_blocking(server.url, 100)
+        made.append(blocking)
+        return Consumer(
+            blocking, client, keys, name=name, lease_ms=lease_ms, sleep=lambda seconds: None
+        )
+
+    yield make
+    for connection in made:
+        connection.close()
+
+
+@pytest.fixture
+def enqueue(client, keys):
+    def add(*jobs):
+        enqueue_jobs(client, keys, list(jobs))
+
+    return add
+
+
+def proven(*jobs):
+    """A receipt as the writer would make it."""
+    return _seal_receipt(tuple(row_key(job) for job in jobs))
+
+
+def counts(client, keys):
+    return {name.decode(): int(value) for name, value in client.hgetall(keys.counts).items()}
+
+
+def ids(deliveries):
+    return [delivery.job.question_id for delivery in deliveries]
+
+
+def test_jobs_enqueued_before_the_first_worker_are_read(member, enqueue):
+    """The group starts at 0."""
+    enqueue(make_job(1), make_job(2))
+    assert ids(member().read(10, 0)) == ["q1", "q2"]
+
+
+def test_only_free_slots_are_filled(member, enqueue):
+    """What a worker cannot hold stays for others."""
+    enqueue(*(make_job(n) for n in range(5)))
+    one = member()
+    assert len(one.read(2, 0)) == 2
+    assert one.read(0, 0) == []
+    assert one.in_hand == 2
+    assert len(member("w2").read(10, 0)) == 3
+
+
+def test_an_acknowledged_job_is_gone_and_counted(member, enqueue, client, keys):
+    """Acknowledge and delete: the stream's length is what is left."""
+    enqueue(make_job(1), make_job(2))
+    one = member()
+    one.read(10, 0)
+    assert one.ack(proven(make_job(1))) == 1
+    assert client.xlen(keys.jobs) == 1
+    assert counts(client, keys)["done"] == 1
+    assert one.in_hand == 1
+    assert one.remaining() == 1
+
+
+def test_ack_takes_nothing_but_a_receipt(member):
+    """And nobody but the store's writer makes one."""
+    with pytest.raises(TypeError, match="committed write"):
+        Receipt(rows=(row_key(make_job(1)),))
+    with pytest.raises(AttributeError):
+        member().ack([row_key(make_job(1))])
+
+
+def test_a_receipt_for_other_content_acknowledges_nothing(member, enqueue, client, keys):
+    """The row that is proven must be this job's, not only its id's."""
+    enqueue(make_job(1))
+    one = member()
+    one.read(10, 0)
+    assert one.ack(proven(make_job(1, question="Another?"))) == 0
+    assert client.xlen(keys.jobs) == 1
+
+
+def test_jobs_a_lost_reply_left_behind_come_first(member, enqueue):
+    """Own pending entries (`0`) before new ones (`>`): else they would be stranded."""
+    enqueue(make_job(1), make_job(2))
+    member("w1").read(1, 0)  # this reply is lost with its consumer
+    again = member("w1")
+    assert ids(again.read(10, 0)) == ["q1"]
+    assert ids(again.read(10, 0)) == ["q2"]
+
+
+def test_own_pending_jobs_are_read_in_pages_and_never_twice(member, enqueue):
+    """More of them than slots: a cursor walks the list, what is in hand is passed over."""
+    enqueue(*(make_job(n) for n in range(7)))
+    member("w1").read(7, 0)
+    again = member("w1")
+    seen = [name for _ in range(6) for name in ids(again.read(2, 0))]
+    assert sorted(seen) == [f"q{n}" for n in range(7)]
+
+
+def test_a_dead_workers_jobs_are_taken_over_after_the_lease(
+    member, enqueue, client, keys, wait_until
+):
+    """And acknowledged by the one who has them now."""
+    enqueue(make_job(1))
+    member("dead").read(10, 0)
+    heir = member("heir", lease_ms=1)
+    wait_until(lambda: ids(heir.read(10, 0)) == ["q1"])
+    assert heir.ack(proven(make_job(1))) == 1
+    assert client.xlen(keys.jobs) == 0
+
+
+def test_a_job_within_its_lease_is_left_alone(member, enqueue):
+    """Nothing is reclaimed early."""
+    enqueue(make_job(1))
+    member("busy").read(10, 0)
+    assert member("other").read(10, 0) == []
+
+
+def test_renewal_keeps_a_job_and_does_not_count_as_a_delivery(
+    member, enqueue, client, keys, wait_until
+):
+    """XCLAIM JUSTID: idle time back to zero, delivery count untouched."""
+    enqueue(make_job(1))
+    one = member("w1", lease_ms=300)
+    one.read(10, 0)
+    wait_until(lambda: pending(client, keys)["time_since_delivered"] >= 50)
+    one.renew()
+    entry = pending(client, keys)
+    assert entry["time_since_delivered"] < 50
+    assert entry["times_delivered"] == 1
+
+
+def test_a_lease_that_was_lost_is_neither_renewed_nor_acknowledged(
+    member, enqueue, client, keys, caplog, wait_until
+):
+    """The new owner's entry is not touched by the late worker."""
+    enqueue(make_job(1))
+    late = member("late")
+    late.read(10, 0)
+    heir = member("heir", lease_ms=1)
+    wait_until(lambda: ids(heir.read(10, 0)) == ["q1"])
+    assert late.ack(proven(make_job(1))) == 0
+    assert pending(client, keys)["consumer"] == b"heir"
+    assert client.xlen(keys.jobs) == 1
+    assert "lease of" in caplog.text
+    assert heir.ack(proven(make_job(1))) == 1
+    assert counts(client, keys)["done"] == 1
+
+
+def test_what_renewal_finds_lost_leaves_the_hand(member, enqueue, wait_until):
+    """Renewing never steals a job back."""
+    enqueue(make_job(1))
+    late = member("late")
+    late.read(10, 0)
+    heir = member("heir", lease_ms=1)
+    wait_until(lambda: ids(heir.read(10, 0)) == ["q1"])
+    late.renew()
+    assert late.in_hand == 0
+    assert heir.in_hand == 1
+
+
+def test_a_rejected_job_moves_to_the_failed_stream_with_its_reason(member, enqueue, client, keys):
+    """All of the job, and why, who and when."""
+    enqueue(make_job(1), make_job(2))
+    one = member()
+    one.read(10, 0)
+    rejection = Rejection(Reason.IMAGE_MISSING, "image not found: a.png")
+    assert one.reject(row_key(make_job(1)), rejection) == 1
+    ((_, letter),) = client.xrange(keys.failed)
+    assert letter[b"question_id"] == b"q1"
+    assert letter[b"reason"] == b"image_missing"
+    assert letter[b"error"] == b"image not found: a.png"
+    assert letter[b"worker"] == b"w1"
+    assert int(letter[b"failed_ms"]) > 1_600_000_000_000
+    assert client.xlen(keys.jobs) == 1
+    assert counts(client, keys)["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"v": "99", "question_id": "x"},
+        {"v": "1", "question_id": "x"},
+        {"v": "1", "question_id": b"\xff", "image": "a", "question": "q", "ground_truth": ""},
+        {"nonsense": "1"},
+    ],
+)
+def test_an_entry_that_is_not_a_job_is_rejected_and_harms_no_neighbour(
+    member, enqueue, client, keys, fields
+):
+    """Another version, missing fields, broken bytes."""
+    enqueue(make_job(1))
+    client.xadd(keys.jobs, fields)
+    enqueue(make_job(2))
+    assert ids(member().read(10, 0)) == ["q1", "q2"]
+    ((_, letter),) = client.xrange(keys.failed)
+    assert letter[b"reason"] == b"malformed"
+
+
+def test_finishing_goes_on_when_the_server_is_full(member, enqueue, client, keys):
+    """maxmemory with noeviction stops enqueueing, never reading, acknowledging or rejecting."""
+    member("first").read(1, 0)
+    enqueue(make_job(1), make_job(2))
+    one = member()
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("x", "y")
+        assert len(one.read(10, 0)) == 2
+        assert one.ack(proven(make_job(1))) == 1
+        assert one.reject(row_key(make_job(2)), Rejection(Reason.IMAGE_MISSING, "gone")) == 1
+    finally:
+        client.config_set("maxmemory", 0)
+    assert counts(client, keys) == {"enqueued": 2, "done": 1, "failed": 1}
+
+
+def test_a_flushed_server_is_joined_again(member, enqueue, client, keys):
+    """The stream and its group vanish; the next reads start them again."""
+    enqueue(make_job(1))
+    one = member()
+    one.read(10, 0)
+    client.delete(keys.jobs, keys.known, keys.counts)
+    assert one.read(10, 0) == []
+    assert one.ack(proven(make_job(1))) == 0, "nothing of ours is there to acknowledge"
+    enqueue(make_job(1))
+    found = [name for _ in range(4) for name in ids(one.read(10, 0))]
+    assert found == ["q1"]
+
+
+def test_a_server_that_is_away_is_waited_for(keys, caplog):
+    """A read gives nothing and pauses, longer each time, up to a limit."""
+    url = "redis://127.0.0.1:9/0"
+    pauses = []
+    with connect_blocking(url, 100) as blocking, redis.Redis.from_url(url, retry=None) as control:
+        one = Consumer(blocking, control, keys, name="w", lease_ms=1000, sleep=pauses.append)
+        for _ in range(8):
+            assert one.read(1, 0) == []
+    assert pauses == sorted(pauses)
+    assert pauses[0] == consumer_module.FIRST_PAUSE_SECONDS
+    assert pauses[-1] == consumer_module.LONGEST_PAUSE_SECONDS
+    assert "server not available" in caplog.text
+
+
+def test_the_blocking_connection_never_repeats_and_never_waits_for_ever(server):
+    """redis-py's hidden retries are off, its timeout is the block and a margin."""
+    with connect_blocking(server.url, 500) as connection:
+        settings = connection.connection_pool.connection_kwargs
+        assert settings["retry"].get_retries() == 0
+        assert 0.5 < settings["socket_timeout"] < 60
+
+
+def test_a_blocked_read_wakes_up_for_a_new_job(member, enqueue):
+    """Work that arrives while waiting is taken at once."""
+    one = member()
+    one.read(1, 0)
+    timer = threading.Timer(0.02, enqueue, [make_job(1)])
+    timer.start()
+    assert ids(one.read(1, 20_000)) == ["q1"]
+    timer.join()
+
+
+def pending(client, keys):
+    (entry,) = client.xpending_range(keys.jobs, GROUP, "-", "+", 10)
+    return entry

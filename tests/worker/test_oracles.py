@@ -1,0 +1,182 @@
+"""Every stored number against an independent way to get it, on three shapes of config."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from halp_worker.model.inputs import collate
+
+from .conftest import QUESTIONS, SHAPE_NAMES
+
+pytestmark = pytest.mark.slow
+
+each_shape = pytest.mark.parametrize("shape", SHAPE_NAMES)
+
+
+def relative(got, expected):
+    """Largest distance of a row, relative to the row's norm."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return float(
+        (np.linalg.norm(got - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max()
+    )
+
+
+def model_inputs(bench, samples):
+    return dict(collate(samples, bench.loaded.generation.pad_token_id).tensors)
+
+
+@each_shape
+def test_hook_values_equal_the_hidden_states_of_the_model(bench, shape):
+    """Layer i's row is `output_hidden_states[i+1]`; the last equals it through the final norm."""
+    bench = bench(shape)
+    samples = bench.samples()
+    features = bench.extract(samples).features
+    with torch.inference_mode():
+        states = bench.loaded.model(
+            **model_inputs(bench, samples), output_hidden_states=True
+        ).hidden_states
+    norm = bench.loaded.model.model.language_model.norm
+    length = states[0].shape[1]
+    for position in bench.layout.positions:
+        columns = (
+            features.integers[f"{position}_position"] + length - features.integers["prompt_tokens"]
+        )
+        for index, layer in enumerate(bench.layout.layers):
+            got = torch.from_numpy(features.vectors[position][:, index])
+            if layer == bench.loaded.n_layers - 1:
+                with torch.inference_mode():
+                    got = norm(got)
+            expected = states[layer + 1][torch.arange(len(samples)), torch.from_numpy(columns)]
+            assert relative(got, expected) < 1e-6, (position, layer)
+
+
+@each_shape
+def test_vision_only_is_the_mean_of_the_images_own_merged_tokens(bench, shape):
+    """Each image's mean equals the mean of `get_image_features`, image by image."""
+    bench = bench(shape)
+    samples = bench.samples()
+    features = bench.extract(samples).features
+    for row, sample in enumerate(samples):
+        with torch.inference_mode():
+            vision = bench.loaded.model.model.get_image_features(
+                sample.tensors["pixel_values"], sample.tensors["image_grid_thw"]
+            )
+        (merged,) = vision.pooler_output
+        assert merged.shape[0] == features.integers["image_tokens"][row]
+        assert relative(features.vectors["vision_only"][row], merged.mean(0)) < 1e-5
+        assert (
+            relative(features.vectors["vision_encoder"][row], vision.last_hidden_state.mean(0))
+            < 1e-5
+        )
+
+
+@each_shape
+def test_a_batch_of_mixed_sizes_equals_singles(bench, shape):
+    """In float32, padding and company change nothing beyond 1e-5 relative, and no answer."""
+    bench = bench(shape)
+    samples = bench.samples()
+    together = bench.extract(samples).features
+    assert len({sample.prompt_tokens for sample in samples}) == len(samples), "batch is padded"
+    for row, sample in enumerate(samples):
+        alone = bench.extract([sample]).features
+        for name in together.vectors:
+            assert relative(together.vectors[name][row], alone.vectors[name][0]) < 1e-5, name
+        for name in together.integers:
+            assert np.array_equal(together.integers[name][row], alone.integers[name][0]), name
+        assert together.text["answer"][row] == alone.text["answer"][0]
+
+
+@each_shape
+def test_bfloat16_batched_is_about_as_close_to_float32_as_bfloat16_single(bench, shape):
+    """Batching may add at most half of what bfloat16 itself costs, column by column."""
+    exact, rounded = bench(shape, "float32"), bench(shape, "bfloat16")
+    truth = exact.extract(exact.samples()).features.vectors
+    batched = rounded.extract(rounded.samples()).features.vectors
+    singles = [rounded.extract([sample]).features.vectors for sample in rounded.samples()]
+    for name, expected in truth.items():
+        single = np.concatenate([one[name] for one in singles])
+        batched_error = np.linalg.norm(batched[name] - expected)
+        single_error = np.linalg.norm(single - expected)
+        assert single_error > 0, name
+        assert batched_error <= 1.5 * single_error, name
+
+
+@each_shape
+def test_positions_equal_a_search_over_the_token_ids(bench, shape):
+    """Found again by brute force over the ids of the unpadded prompt and their text."""
+    bench = bench(shape)
+    tokenizer = bench.loaded.processor.tokenizer
+    image_token = bench.loaded.model.config.image_token_id
+    for sample, question in zip(bench.samples(), QUESTIONS, strict=True):
+        ids = sample.tensors["input_ids"][0].tolist()
+        found = dict(zip(bench.layout.positions, sample.positions, strict=True))
+        assert found["vision_token"] == max(i for i, one in enumerate(ids) if one == image_token)
+        assert found["query_token"] == len(ids) - 1
+        assert tokenizer.decode(ids).endswith("assistant\n"), "the generation prompt is last"
+        # The question's own tokens end where decoding so far ends with the question's text.
+        end = next(
+            i for i in range(len(ids)) if tokenizer.decode(ids[: i + 1]).endswith(question.text)
+        )
+        assert found["question_token"] == end
+        patches = int(sample.tensors["image_grid_thw"].prod())
+        assert found["halp_reference"] == min(patches, len(ids) // 2)
+
+
+@each_shape
+def test_answers_equal_generate_without_hooks(bench, shape):
+    """Hooks only look: the answer is what plain greedy `generate` gives."""
+    bench = bench(shape)
+    samples = bench.samples()
+    features = bench.extract(samples).features
+    inputs = model_inputs(bench, samples)
+    with torch.inference_mode():
+        output = bench.loaded.model.generate(
+            **inputs, do_sample=False, max_new_tokens=bench.loaded.generation.max_new_tokens
+        )
+    expected = bench.loaded.processor.tokenizer.batch_decode(
+        output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    assert list(features.text["answer"]) == expected
+    assert all(answer.strip() for answer in expected), "the oracle must say something"
+
+
+def test_collated_inputs_equal_the_processors_own_batch(bench):
+    """Samples prepared one by one on threads are what the processor makes of all at once."""
+    from qwen_vl_utils import process_vision_info
+
+    from halp_worker.model.inputs import render, user_turn
+
+    bench = bench()
+    processor, samples = bench.loaded.processor, bench.samples()
+    size = processor.image_processor.size
+    turns = []
+    for question in QUESTIONS:
+        image = bench.inputs._images.read(question.image).pixels
+        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        turns.append(user_turn({"type": "image", "image": image, **limits}, question.text))
+    images, _ = process_vision_info(turns)
+    expected = processor(
+        text=[render(processor, turn) for turn in turns],
+        images=images,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    got = model_inputs(bench, samples)
+    assert set(got) == set(expected), "every output of the processor is passed on"
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_two_batches_in_a_row_do_not_disturb_each_other(bench):
+    """The model keeps rope deltas between calls: the same batch gives the same rows again."""
+    bench = bench()
+    first, *others = bench.samples()
+    before = bench.extract([first]).features
+    bench.extract(others)
+    after = bench.extract([first]).features
+    for name, expected in before.vectors.items():
+        assert np.array_equal(after.vectors[name], expected), name
+    assert before.text["answer"] == after.text["answer"]

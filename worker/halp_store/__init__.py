@@ -1,0 +1,53 @@
+"""The store room: `open_store(path)` reads what the workers have committed.
+
+Importing this package costs nothing; numpy and zarr come with the first name that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from halp_store.errors import DamagedSegment, NotAStore, StoreError
+    from halp_store.features import FeatureBatch, Receipt, RowKey
+    from halp_store.layout import Layout
+    from halp_store.reader import Store, open_store
+    from halp_store.record import Record
+    from halp_store.writer import Flush, StoreWriter
+
+__all__ = [
+    "DamagedSegment",
+    "FeatureBatch",
+    "Flush",
+    "Layout",
+    "NotAStore",
+    "Receipt",
+    "Record",
+    "RowKey",
+    "Store",
+    "StoreError",
+    "StoreWriter",
+    "open_store",
+]
+
+_HOMES: Final = {
+    "DamagedSegment": "errors",
+    "FeatureBatch": "features",
+    "Flush": "writer",
+    "Layout": "layout",
+    "NotAStore": "errors",
+    "Receipt": "features",
+    "Record": "record",
+    "RowKey": "features",
+    "Store": "reader",
+    "StoreError": "errors",
+    "StoreWriter": "writer",
+    "open_store": "reader",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

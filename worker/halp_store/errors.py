@@ -1,0 +1,134 @@
+"""What can be wrong with a store, one class per thing a caller may want to tell apart.
+
+Every message says what, where, expected, got, and what to do.
+"""
+
+# ruff: noqa: N818 - the names say what is wrong; another "Error" would say it twice
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_ABSENT: Final = object()
+
+
+class StoreError(Exception):
+    """Something about a store that its caller has to know; the base of all others here."""
+
+
+class NotAStore(StoreError):
+    """The path does not hold a store, or holds something else."""
+
+    def __init__(self, where: str, found: str) -> None:
+        super().__init__(
+            f"{where}: not a store: expected the zarr.json of a store, found {found}; "
+            "give the path that `halp-worker run --store` was given"
+        )
+
+
+class LayoutVersionError(StoreError):
+    """The store was written with a layout that this version does not know."""
+
+    def __init__(self, where: str, expected: int, got: object) -> None:
+        self.expected, self.got = expected, got
+        super().__init__(
+            f"{where}: layout version: expected {expected}, got {got!r}; "
+            "open it with the halp-stream release that wrote it"
+        )
+
+
+class StoreMismatch(StoreError):
+    """The store holds rows of another model configuration.
+
+    differences: dotted field -> (value in the store, value here); an absent one is None.
+    """
+
+    def __init__(self, where: str, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        found = dict(_differences(stored, ours))
+        self.differences = {
+            name: (_or_none(theirs), _or_none(mine)) for name, (theirs, mine) in found.items()
+        }
+        lines = [
+            f"  {name}: the store has {_show(theirs)}, this configuration has {_show(mine)}"
+            for name, (theirs, mine) in found.items()
+        ]
+        super().__init__(
+            "\n".join(
+                [f"{where}: holds rows of another configuration; these fields differ:", *lines]
+            )
+            + "\nuse a new path for this configuration, or the store's own values"
+        )
+
+
+class DamagedSegment(StoreError):
+    """A published segment cannot be read as it was written."""
+
+    def __init__(self, where: str, segment: str, array: str | None, what: str) -> None:
+        self.segment, self.array = segment, array
+        part = f"array {array}" if array else "its zarr.json"
+        super().__init__(
+            f"{where}: segment {segment}: {part}: {what}; restore segments/{segment} from a copy, "
+            f"or delete segments/{segment} and enqueue its questions again"
+        )
+
+
+class StagingTooSlow(StoreError):
+    """A segment was given up because staging it took longer than its deadline.
+
+    After the deadline a clean-up may take its files for an orphan's. The rows stay buffered.
+    """
+
+    def __init__(self, where: str, segment: str, deadline_seconds: float, took: float) -> None:
+        super().__init__(
+            f"{where}: segment {segment}: staging took {took:.1f} s, expected at most "
+            f"{deadline_seconds:g} s: it was not published and its rows stay buffered; "
+            "look for a slow disk, or flush fewer rows at a time"
+        )
+
+
+class PublishFailed(StoreError):
+    """No segment could be published in a bounded number of tries. The rows stay buffered."""
+
+    def __init__(self, where: str, tries: int) -> None:
+        super().__init__(
+            f"{where}: expected a segment to be published, got {tries} refusals in a row: each "
+            "name was already taken or fenced by a clean-up; the rows stay buffered; "
+            "check that no clean-up with a far too short grace time is running on this store"
+        )
+
+
+class UnknownQuestion(StoreError, KeyError):
+    """The store, as of its last refresh, has no row with this id."""
+
+    def __init__(self, where: str, question_id: str, rows: int, near: list[str]) -> None:
+        hint = f"; similar ids: {', '.join(near)}" if near else ""
+        self._text = (
+            f"{where}: no row for question id {question_id!r} among {rows} rows{hint}; "
+            "refresh() shows rows that were committed since"
+        )
+        super().__init__(self._text)
+
+    def __str__(self) -> str:  # KeyError's would be the repr
+        return self._text
+
+
+def _differences(
+    stored: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, tuple[object, object]]]:
+    found: list[tuple[str, tuple[object, object]]] = []
+    for name in sorted({*stored, *ours}):
+        theirs, mine = stored.get(name, _ABSENT), ours.get(name, _ABSENT)
+        if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+            found += _differences(theirs, mine, f"{prefix}{name}.")
+        elif theirs != mine:
+            found.append((f"{prefix}{name}", (theirs, mine)))
+    return found
+
+
+def _or_none(value: object) -> object:
+    return None if value is _ABSENT else value
+
+
+def _show(value: object) -> str:
+    return "nothing" if value is _ABSENT else repr(value)

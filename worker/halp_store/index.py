@@ -1,0 +1,140 @@
+"""`SegmentIndex`: which published segment holds which question id. Writer and reader share it.
+
+Knows the headers of segments only. Where an id occurs twice (a redelivered job lands in another
+batch), the lowest segment name wins, in whatever order the segments were discovered.
+
+Not guaranteed: two writers that publish one id with different content within the same moment
+both succeed; the lowest name wins for readers, and the id is listed in `contradictions`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Final, Literal, NamedTuple
+
+from halp_store.errors import DamagedSegment
+from halp_store.features import RowKey
+from halp_store.segment import Header, parse_header
+from halp_store.storage import METADATA, SEGMENTS, Storage
+
+# About 150 bytes a row in memory: content hashes are only compared, so 16 bytes of them do.
+_DIGEST_BYTES: Final = 16
+_ROW_BITS: Final = 32
+
+
+class Place(NamedTuple):
+    """segment: its name. row: the row in it. number: the segment's, in order of discovery."""
+
+    segment: str
+    row: int
+    number: int
+
+
+class SegmentIndex:
+    """Empty until `refresh`; changes only there and in `add`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._names: list[str] = []
+        self._digests: list[bytes] = []
+        self._row_counts = array("q")
+        self._places: dict[str, int] = {}
+        self._settled: set[str] = set()  # published or fenced: never looked at again
+        self._contradictions: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        """The question ids, in no particular order."""
+        return iter(self._places)
+
+    def __contains__(self, question_id: object) -> bool:
+        return question_id in self._places
+
+    @property
+    def segments(self) -> list[str]:
+        """Names of the published segments; a copy. `Place.number` counts along it."""
+        return list(self._names)
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """Ids that were published with more than one content, sorted."""
+        return tuple(sorted(self._contradictions))
+
+    def rows_in(self, number: int) -> int:
+        return self._row_counts[number]
+
+    def find(self, question_id: str) -> Place | None:
+        code = self._places.get(question_id)
+        if code is None:
+            return None
+        number, row = code >> _ROW_BITS, code & ((1 << _ROW_BITS) - 1)
+        return Place(self._names[number], row, number)
+
+    def state(self, key: RowKey) -> Literal["new", "stored", "conflict"]:
+        """Whether the id is published, and with this content or another."""
+        code = self._places.get(key.question_id)
+        if code is None:
+            return "new"
+        return "stored" if self._digest_at(code) == _digest(key.content_hash) else "conflict"
+
+    def refresh(self) -> None:
+        """Take in what was published since. All or nothing.
+
+        Raises DamagedSegment for a zarr.json that is not a segment's.
+        """
+        found: list[tuple[str, tuple[str, ...], bytes]] = []
+        fenced: list[str] = []
+        for name in self._storage.list_segments():
+            if name in self._settled:
+                continue
+            document = self._storage.read(f"{SEGMENTS}/{name}/{METADATA}")
+            if not document:  # staged but not published, yet or ever
+                continue
+            try:
+                header = parse_header(document)
+            except ValueError as error:
+                raise DamagedSegment(self._storage.where, name, None, str(error)) from error
+            if header is None:
+                fenced.append(name)
+            else:
+                found.append((name, header.question_ids, _digests(header)))
+        self._settled.update(fenced)
+        for name, question_ids, digests in found:
+            self._add(name, question_ids, digests)
+
+    def add(self, name: str, header: Header) -> None:
+        """Take in a segment that was read elsewhere. Nothing happens if it is here already."""
+        if name not in self._settled:
+            self._add(name, header.question_ids, _digests(header))
+
+    def _add(self, name: str, question_ids: tuple[str, ...], digests: bytes) -> None:
+        number = len(self._names)
+        self._names.append(name)
+        self._digests.append(digests)
+        self._row_counts.append(len(question_ids))
+        self._settled.add(name)
+        for row, question_id in enumerate(question_ids):
+            code = number << _ROW_BITS | row
+            other = self._places.setdefault(question_id, code)
+            if other == code:
+                continue
+            if self._digest_at(other) != self._digest_at(code):
+                self._contradictions.add(question_id)
+            if name < self._names[other >> _ROW_BITS]:
+                self._places[question_id] = code
+
+    def _digest_at(self, code: int) -> bytes:
+        start = (code & ((1 << _ROW_BITS) - 1)) * _DIGEST_BYTES
+        return self._digests[code >> _ROW_BITS][start : start + _DIGEST_BYTES]
+
+
+def _digests(header: Header) -> bytes:
+    return b"".join(map(_digest, header.content_hashes))
+
+
+def _digest(content_hash: str) -> bytes:
+    return blake2b(content_hash.encode(), digest_size=_DIGEST_BYTES).digest()

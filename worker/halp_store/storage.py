@@ -1,0 +1,169 @@
+"""The seam to the disk: `Storage`, and `LocalStorage` for a directory.
+
+Knows keys (paths below the store's root, with `/`), durability and create-if-absent. Refuses to
+know what a segment means: it never parses what it holds. Object storage is a second
+implementation of the same protocol; there `sync` has nothing to do.
+
+Does not guarantee: anything on a disk that confirms an fsync it has not done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Protocol
+
+SEGMENTS: Final = "segments"
+METADATA: Final = "zarr.json"
+# Outside `segments/`, so that a leftover of a killed writer is never listed as one.
+PARTIAL: Final = ".partial"
+
+# What file systems without hard links answer to link(2): FAT and some FUSE and network mounts.
+_NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+# Syncs that run at once share a commit of the disk's journal: on a busy disk half the time.
+_SYNC_THREADS: Final = 8
+
+
+class Storage(Protocol):
+    """Where a store's bytes are. Keys are relative to the root, for example `zarr.json`."""
+
+    @property
+    def where(self) -> str:
+        """The root as a user would write it, for messages."""
+
+    def list_segments(self) -> list[str]:
+        """Names below `segments/`, published or not, in no particular order."""
+
+    def read(self, key: str) -> bytes | None:
+        """The whole value, or None if there is no such key."""
+
+    def write(self, key: str, value: bytes) -> None:
+        """Create `key`, durably. FileExistsError if it exists. Called from several threads."""
+
+    def sync(self, prefixes: Iterable[str]) -> None:
+        """Make the names directly below each prefix durable."""
+
+    def publish(self, key: str, value: bytes) -> bool:
+        """Create `key` as a whole if it is absent, atomically and durably; False if it exists."""
+
+    def is_foreign(self) -> bool:
+        """Whether there is something at the root, but no zarr.json: no place for a new store."""
+
+    def size(self) -> int:
+        """All bytes below the root."""
+
+
+class LocalStorage:
+    """A directory. It is made by the first write, not by construction."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    @property
+    def where(self) -> str:
+        return str(self.root)
+
+    def list_segments(self) -> list[str]:
+        try:
+            with os.scandir(self.root / SEGMENTS) as entries:
+                return [entry.name for entry in entries if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, key: str, value: bytes) -> None:
+        path = self.root / key
+        try:
+            _create(path, value)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _create(path, value)
+
+    def sync(self, prefixes: Iterable[str]) -> None:
+        paths = [self.root / prefix for prefix in prefixes]
+        if paths:
+            with ThreadPoolExecutor(min(_SYNC_THREADS, len(paths))) as threads:
+                for _ in threads.map(_sync_directory, paths):
+                    pass
+
+    def publish(self, key: str, value: bytes) -> bool:
+        target = self.root / key
+        _make_directory(target.parent)
+        partial = self.root / PARTIAL / uuid.uuid4().hex
+        try:
+            self.write(f"{PARTIAL}/{partial.name}", value)
+            won = _link(partial, target, value)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_directory(target.parent)
+        return won
+
+    def is_foreign(self) -> bool:
+        try:
+            names = {entry.name for entry in self.root.iterdir()}
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+        # A mounted volume brings `lost+found`, a desktop its dot files, a fellow writer PARTIAL.
+        ours = {name for name in names if name.startswith(".") or name == "lost+found"}
+        return METADATA not in names and names != ours
+
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+
+def _create(path: Path, value: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(value)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(partial: Path, target: Path, value: bytes) -> bool:
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # Without hard links there is no atomic create-if-absent of a whole file. Exclusive
+        # creation keeps the fence (one winner); a reader may see the file while it is empty,
+        # which the index takes for absent, and a kill in between leaves it so: never a receipt.
+        try:
+            _create(target, value)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _make_directory(path: Path) -> None:
+    """With its parents, each new name durable."""
+    if not path.exists():
+        _make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

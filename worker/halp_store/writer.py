@@ -1,0 +1,251 @@
+"""`StoreWriter`: buffers finished rows and commits them as segments; the only maker of receipts.
+
+A flush: refresh the index, build the segment in memory, stage all of it but its zarr.json, make
+that durable, publish the zarr.json only if absent, read it back. Committed means that the nonce
+read back is ours. One thread uses a writer; any number of writers share a store.
+
+Not guaranteed: what `halp_store.index` says about one id with two contents in the same moment;
+this writer reports the conflict if it lost, but cannot know of a rival that published later.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from halp_store.buffer import RowBuffer
+from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreMismatch
+from halp_store.features import FeatureBatch, Receipt, RowKey, _seal_receipt
+from halp_store.index import SegmentIndex
+from halp_store.layout import Layout
+from halp_store.root import claim_root
+from halp_store.segment import Segment, build_segment, parse_header
+from halp_store.storage import METADATA, SEGMENTS, LocalStorage, Storage
+
+RowState = Literal["new", "buffered", "stored", "conflict"]
+"""Of a row: unknown; waiting for a flush with this content; committed with this content; buffered
+or committed with other content."""
+
+# A name is lost only to a clean-up that fenced it, which is rare; more often means it is broken.
+_PUBLISH_TRIES: Final = 4
+# One after the other costs a disk journal commit per file; eight at a time share one.
+_STAGING_THREADS: Final = 8
+# Leaves room for the dash and the uuid in file systems' usual 255 bytes a name.
+_WORKER_CHARACTERS: Final = 100
+
+
+@dataclass(frozen=True)
+class Flush:
+    """What became of the rows that were buffered.
+
+    receipt: for rows that are committed, by this flush or before; None if there are none.
+    conflicts: rows that were not written because their id has other content. Their first writer
+        keeps it.
+    segment: name of the segment that this flush wrote, if it wrote one.
+    """
+
+    receipt: Receipt | None
+    conflicts: tuple[RowKey, ...]
+    segment: str | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Of the buffered rows: indices of those to write, and what is wrong with the others."""
+
+    write: list[int]
+    stored: list[RowKey]
+    conflicts: list[RowKey]
+
+
+class StoreWriter:
+    """Opened with `StoreWriter.open`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        layout: Layout,
+        worker: str,
+        provenance: Mapping[str, Any],
+        *,
+        flush_rows: int,
+        flush_seconds: float,
+        staging_deadline_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.layout = layout
+        self._storage, self._worker, self._provenance = storage, worker, provenance
+        self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
+        self._staging_deadline_seconds, self._clock = staging_deadline_seconds, clock
+        self._index = SegmentIndex(storage)
+        self._durable: set[str] = set()  # segments that were published durably, as far as known
+        self._buffer = RowBuffer()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        layout: Layout,
+        *,
+        worker: str,
+        provenance: Mapping[str, Any],
+        flush_rows: int = 64,
+        flush_seconds: float = 5.0,
+        staging_deadline_seconds: float = 600.0,
+        storage: Storage | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> StoreWriter:
+        """Open the store at `path`, or make it.
+
+        worker: goes into segment names; what a file name cannot hold becomes a dash.
+        provenance: JSON object, kept with each segment (versions, device, batch sizes).
+        storage: instead of the directory `path`.
+        Raises NotAStore, LayoutVersionError, or StoreMismatch naming the fields that differ.
+        """
+        if flush_rows < 1:
+            raise ValueError(f"flush_rows: expected at least 1, got {flush_rows}")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", worker).lstrip(".-")[:_WORKER_CHARACTERS]
+        if not name:
+            raise ValueError(f"worker: expected a name with letters or digits, got {worker!r}")
+        storage = storage or LocalStorage(path)
+        claim_root(storage, layout)
+        writer = cls(
+            storage,
+            layout,
+            name,
+            {"worker": worker, **provenance},
+            flush_rows=flush_rows,
+            flush_seconds=flush_seconds,
+            staging_deadline_seconds=staging_deadline_seconds,
+            clock=clock,
+        )
+        writer.refresh()
+        return writer
+
+    def refresh(self) -> None:
+        """Take in what other writers published. Raises DamagedSegment."""
+        self._index.refresh()
+
+    def lookup(self, key: RowKey) -> RowState:
+        """What is known of a row as of the last refresh or flush."""
+        published = self._index.state(key)
+        return self._buffer.state(key) if published == "new" else published
+
+    def receipt_for(self, keys: Iterable[RowKey]) -> Receipt:
+        """For rows that `lookup` calls stored. Raises ValueError naming any that is not."""
+        rows = tuple(keys)
+        missing = [key.question_id for key in rows if self._index.state(key) != "stored"]
+        if missing or not rows:
+            raise ValueError(f"expected rows that are stored with this content, not: {missing}")
+        self._make_durable(rows)
+        return _seal_receipt(rows)
+
+    @property
+    def rows_buffered(self) -> int:
+        return len(self._buffer)
+
+    def seconds_until_due(self) -> float | None:
+        """Until `flush` should be called: 0 when it should be now, None with nothing buffered."""
+        if self._buffer.since is None:
+            return None
+        if len(self._buffer) >= self._flush_rows:
+            return 0.0
+        return max(0.0, self._buffer.since + self._flush_seconds - self._clock())
+
+    def append(self, features: FeatureBatch) -> None:
+        """Buffer rows. One that is in the buffer with the same content is dropped: it is the same.
+
+        Keeps a reference, not a copy. Raises StoreMismatch if the layout is another.
+        """
+        if features.layout != self.layout:
+            raise StoreMismatch(
+                self._storage.where, self.layout.to_json(), features.layout.to_json()
+            )
+        self._buffer.append(features, self._clock())
+
+    def flush(self) -> Flush:
+        """Commit what is buffered. If it raises, the buffer is as before.
+
+        Raises StagingTooSlow, PublishFailed, DamagedSegment, or OSError from the disk.
+        """
+        for _ in range(_PUBLISH_TRIES):
+            self._index.refresh()
+            plan = self._plan()
+            if not plan.write:
+                return self._finish(plan.stored, plan.conflicts, None)
+            segment = self._build(plan.write)
+            self._stage(segment)
+            if self._publish(segment):
+                # Again, because another writer may have published the same id while we wrote.
+                self._index.refresh()
+                plan = self._plan()
+                return self._finish(plan.stored, plan.conflicts, segment.name)
+        raise PublishFailed(self._storage.where, _PUBLISH_TRIES)
+
+    def _plan(self) -> _Plan:
+        plan = _Plan([], [], [])
+        for key, row in self._buffer:
+            state = self.lookup(key)
+            if state == "stored":
+                plan.stored.append(key)
+            elif state == "conflict":
+                plan.conflicts.append(key)
+            else:
+                plan.write.append(row)
+        return plan
+
+    def _build(self, rows: list[int]) -> Segment:
+        return build_segment(
+            self._buffer.features(rows),
+            name=f"{self._worker}-{uuid.uuid4().hex}",
+            provenance=self._provenance,
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+
+    def _stage(self, segment: Segment) -> None:
+        started = self._clock()
+        root = f"{SEGMENTS}/{segment.name}"
+        keys = [f"{root}/{key}" for key in segment.staged]
+        with ThreadPoolExecutor(_STAGING_THREADS) as threads:
+            list(threads.map(self._storage.write, keys, segment.staged.values()))
+        folders = dict.fromkeys(key.rpartition("/")[0] for key in keys)
+        self._storage.sync([*folders, root, SEGMENTS, ""])
+        took = self._clock() - started
+        if took > self._staging_deadline_seconds:
+            deadline = self._staging_deadline_seconds
+            raise StagingTooSlow(self._storage.where, segment.name, deadline, took)
+
+    def _publish(self, segment: Segment) -> bool:
+        key = f"{SEGMENTS}/{segment.name}/{METADATA}"
+        # The answer is not enough: on a network a lost reply and a retry look like a refusal.
+        self._storage.publish(key, segment.metadata)
+        published = self._storage.read(key)
+        try:
+            header = parse_header(published) if published else None
+        except ValueError as error:
+            raise DamagedSegment(self._storage.where, segment.name, None, str(error)) from error
+        if header is None or header.nonce != segment.nonce:
+            return False
+        self._durable.add(segment.name)
+        self._index.add(segment.name, header)
+        return True
+
+    def _finish(self, stored: list[RowKey], conflicts: list[RowKey], segment: str | None) -> Flush:
+        self._make_durable(stored)
+        receipt = _seal_receipt(tuple(stored)) if stored else None
+        self._buffer = RowBuffer()
+        return Flush(receipt, tuple(conflicts), segment)
+
+    def _make_durable(self, keys: Iterable[RowKey]) -> None:
+        # Another writer's row can be seen before its own sync has ended; a receipt may not.
+        places = (self._index.find(key.question_id) for key in keys)
+        names = {place.segment for place in places if place} - self._durable
+        self._storage.sync(sorted(f"{SEGMENTS}/{name}" for name in names))
+        self._durable |= names
