@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict
+
+STOPPED: Final = "stopped"
+"""The state of a worker that left by itself; it says so in its last heartbeat."""
 
 
 class WorkerActivity(BaseModel):

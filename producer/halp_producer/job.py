@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import unicodedata
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -26,6 +25,19 @@ MAX_TEXT_BYTES: Final = 1 << 20
 """Per field. Far above any question, far below what would hurt the server (512 MB a value)."""
 
 
+MISSING: Final = "is missing"
+"""The reason given for a field that is not there."""
+
+MAX_METADATA_DEPTH: Final = 100
+"""Levels of nesting; far below what makes a JSON reader somewhere down the line give up."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+)
+
+
 class JobFormatError(ValueError):
     """A stream entry or a dataset record that is not a job; `problems` holds (field, reason)."""
 
@@ -34,9 +46,9 @@ class JobFormatError(ValueError):
         super().__init__("; ".join(f"{field}: {reason}" for field, reason in problems))
 
 
-def _encodable(value: str) -> str:
+def _text(value: str) -> str:
     try:
-        size = len(value.encode("utf-8"))
+        size = len(value) if value.isascii() else len(value.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise ValueError(f"is not valid Unicode text (character {error.start})") from None
     if size > MAX_TEXT_BYTES:
@@ -44,33 +56,53 @@ def _encodable(value: str) -> str:
     return value
 
 
-def _not_blank(value: str) -> str:
-    if not value.strip():
+def _non_empty_text(value: str) -> str:
+    if not _text(value) or value.isspace():
         raise ValueError("is empty")
     return value
 
 
 def _identifier(value: str) -> str:
-    if len(value.encode("utf-8")) > MAX_ID_BYTES:
+    _non_empty_text(value)
+    if 4 * len(value) > MAX_ID_BYTES and len(value.encode("utf-8")) > MAX_ID_BYTES:
         raise ValueError(f"is longer than {MAX_ID_BYTES} bytes")
-    if any(unicodedata.category(character) == "Cc" for character in value):
+    if _CONTROL.search(value):
         raise ValueError("has a control character")
     return value
 
 
 def _path(value: str) -> str:
-    if "\0" in value:
+    if "\0" in _non_empty_text(value):
         raise ValueError("has a NUL character")
     return value
 
 
-def _json_object(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    _encodable(canonical_json(value))
-    return value
+def _json_object(value: dict[str, Any]) -> dict[str, Any]:
+    """A copy that holds only what JSON can (a tuple becomes a list), so it decodes to its equal."""
+    if not value:
+        return {}
+    if all(type(one) in _SCALARS for one in value.values()):
+        _text(canonical_json(value))
+        return dict(value)
+    if _too_deep(value):
+        raise ValueError(f"is nested deeper than {MAX_METADATA_DEPTH} levels")
+    copy: dict[str, Any] = json.loads(_text(canonical_json(value)))
+    return copy
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
-NonEmptyText = Annotated[Text, AfterValidator(_not_blank)]
+def _too_deep(value: Any) -> bool:
+    """Whether `value` has more than MAX_METADATA_DEPTH levels; without recursion."""
+    level = [value]
+    for _ in range(MAX_METADATA_DEPTH + 1):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, (dict, list, tuple))
+        ]
+        if not level:
+            return False
+    return True
 
 
 class Job(BaseModel):
@@ -80,24 +112,21 @@ class Job(BaseModel):
     image: path below the image root (or an absolute path inside it), or a URL.
     question: exactly what the model is asked.
     ground_truth: may be empty where it is not known.
-    metadata: any JSON object; travels to the store untouched.
+    metadata: any JSON object, at most 100 levels deep; travels to the store untouched.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    question_id: Annotated[NonEmptyText, AfterValidator(_identifier)]
-    image: Annotated[NonEmptyText, AfterValidator(_path)]
-    question: NonEmptyText
-    ground_truth: Text
+    question_id: Annotated[str, AfterValidator(_identifier)]
+    image: Annotated[str, AfterValidator(_path)]
+    question: Annotated[str, AfterValidator(_non_empty_text)]
+    ground_truth: Annotated[str, AfterValidator(_text)]
     metadata: Annotated[dict[str, Any], AfterValidator(_json_object)] = {}
 
     @property
     def content_hash(self) -> str:
         """32 hex digits (BLAKE2b-128) over every field; equal hash means equal job."""
-        content = canonical_json(
-            [self.question_id, self.image, self.question, self.ground_truth, self.metadata]
-        )
-        return hashlib.blake2b(content.encode("utf-8"), digest_size=16).hexdigest()
+        return hash_fields(self.encode())
 
     def encode(self) -> dict[str, str]:
         """The fields of the stream entry, in their fixed order (a stream packs equal orders)."""
@@ -109,6 +138,18 @@ class Job(BaseModel):
             "ground_truth": self.ground_truth,
             "metadata": canonical_json(self.metadata),
         }
+
+
+def hash_fields(fields: Mapping[str, str]) -> str:
+    """The content hash of the job whose `encode()` gave these fields."""
+    name, image, question = fields["question_id"], fields["image"], fields["question"]
+    truth, metadata = fields["ground_truth"], fields["metadata"]
+    # The lengths come first, so that no text can pass for the end of the one before it.
+    content = (
+        f"{len(name)} {len(image)} {len(question)} {len(truth)} "
+        f"{name}{image}{question}{truth}{metadata}"
+    )
+    return hashlib.blake2b(content.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def decode(fields: Mapping[bytes, bytes]) -> Job:
@@ -123,7 +164,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Job:
     record: dict[str, Any] = dict(text)
     try:
         record["metadata"] = json.loads(text.get("metadata", "{}"))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: also an integer beyond Python's digit limit
         raise JobFormatError([("metadata", "is not JSON")]) from None
     return parse(record)
 
@@ -134,14 +175,17 @@ def parse(record: Mapping[str, Any]) -> Job:
         return Job.model_validate(record)
     except ValidationError as error:
         raise JobFormatError(
-            [(str(one["loc"][0]) if one["loc"] else "record", _reason(one)) for one in error.errors()]
+            [
+                (str(one["loc"][0]) if one["loc"] else "record", _reason(one))
+                for one in error.errors()
+            ]
         ) from None
 
 
 def _reason(error: Mapping[str, Any]) -> str:
     match error["type"]:
         case "missing":
-            return "is missing"
+            return MISSING
         case "extra_forbidden":
             return "is not a field of a job"
         case "string_type":
@@ -157,10 +201,6 @@ def _reason(error: Mapping[str, Any]) -> str:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no blanks, Unicode as it is; refuses NaN and infinities."""
     try:
-        return json.dumps(
-            value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
-    except (TypeError, RecursionError) as error:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
-    except ValueError:
-        raise ValueError(f"holds a number that JSON cannot ({math.nan} or infinity)") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -155,8 +155,17 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, indent=2)
+        return "\n".join(f"{path}: {one}" for path, one in _leaves(value))
     return str(value)
+
+
+def _leaves(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """A nested object as `outer.inner` and JSON, a line each."""
+    for name, one in value.items():
+        if isinstance(one, dict) and one:
+            yield from _leaves(one, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", json.dumps(one, ensure_ascii=False)
 
 
 def _console() -> Console:

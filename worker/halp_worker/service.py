@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from halp_producer.activity import STOPPED
 from halp_producer.job import Job
 from halp_store.features import RowKey
 from halp_store.writer import StoreWriter
@@ -85,7 +86,7 @@ class Service:
             if is_idle and self._until_empty and self._consumer.remaining() == 0:
                 break
         self._commit()
-        self.state = "stopped"
+        self.state = STOPPED
         return self.tally
 
     def _block_ms(self) -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
 from halp_producer.job import Job
@@ -33,6 +34,11 @@ def extract_one(
     return extraction.features
 
 
+def _norms(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Of each vector (..., D)."""
+    return np.asarray(np.linalg.norm(values, axis=-1))
+
+
 def show(features: FeatureBatch, *, as_json: bool) -> None:
     """Prints answer, positions, and each array's shape and norm."""
     layout = features.layout
@@ -44,7 +50,7 @@ def show(features: FeatureBatch, *, as_json: bool) -> None:
         "arrays": {
             name: {
                 "shape": list(values[0].shape),
-                "norm": np.round(np.linalg.norm(values[0], axis=-1), 4).tolist(),
+                "norm": [round(float(one), 4) for one in np.atleast_1d(_norms(values[0]))],
             }
             for name, values in features.vectors.items()
         },

@@ -118,20 +118,20 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 def _show(console: Console, path: Path) -> None:
     store = open_store(path)
     title = f"{len(store)} questions in {path} (layers {', '.join(map(str, store.layers))})"
-    table = Table(title=title, title_justify="left")
-    table.add_column("question_id", no_wrap=True, min_width=max(map(len, store)))
+    table = Table(title=title, title_justify="left", expand=True)
+    table.add_column("question_id", no_wrap=True, width=max(map(len, store)))
     for name in ("question", "answer"):
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in ("vision_only", "query_token", "segment"):
-        table.add_column(name, overflow="fold", justify="right", min_width=6)
+    for name in ("query_token", "segment"):
+        table.add_column(name, justify="right", width=len(name))
     for question_id in store:
         record = store[question_id]
         table.add_row(
             escape(question_id),
             escape(record.question_text),
             escape(record.answer.strip()),
-            *("x".join(map(str, record.arrays[n].shape)) for n in ("vision_only", "query_token")),
-            f"...{record.segment[-6:]}",
+            "x".join(map(str, record.arrays["query_token"].shape)),
+            record.segment[-7:],
         )
     console.print(table)
     console.print("The answers are word salad: the weights are random. Everything else is real.")

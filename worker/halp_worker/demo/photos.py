@@ -27,7 +27,8 @@ class Photo:
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        """The file's name in the demo's folder."""
+        return Path(self.path).name.replace("_left", "")
 
 
 PHOTOS: Final = (

@@ -162,4 +162,4 @@ class PrefillCapture:
 
 def _mean_per_image(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """(sum of counts, D) of B images -> (B, D) float32. Sums in float32 whatever the dtype."""
-    return torch.stack([part.float().mean(dim=0) for part in values.split(counts)])
+    return torch.stack([part.float().mean(dim=0) for part in torch.split(values, counts)])

@@ -1,0 +1,53 @@
+# `make demo` shows it, `make test` proves it. Both need Python 3.11 or newer and pip, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types fast redis-server clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/.demo  ## the whole path on this machine: no GPU, no Docker, no downloads of weights
+	$(BIN)/halp-worker demo
+
+test: $(VENV)/.dev redis-server lint types  ## everything, servers included
+	$(BIN)/pytest
+
+check: $(VENV)/.dev lint types fast  ## lint, types, walls and fast tests, in under three minutes
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+fast: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow"
+
+# Debian's server is the oldest that is supported; without it tests run on the embedded one alone.
+redis-server:
+	@command -v redis-server >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update \
+	     && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends redis-server >/dev/null; } \
+	|| echo "no redis-server and no way to install one: tests run on the embedded server alone"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV): PyTorch is large, this takes some minutes the first time"
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+clean:  ## removes what the tools and the demo left here
+	rm -rf $(VENV) demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,51 @@
+"""`ImageRoot`: whether a job's image is a file below the image root.
+
+Knows paths as the worker will resolve them; refuses to open or decode an image.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+_REMEMBERED: Final = 4096
+"""Verdicts kept; questions about one image stand close together in a dataset."""
+
+
+def is_url(image: str) -> bool:
+    return image[:8].lower().startswith(("http://", "https://"))
+
+
+class ImageRoot:
+    """The directory images are looked up in; symbolic links are resolved before judging."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._real = os.path.realpath(path)
+        self._verdict = lru_cache(maxsize=_REMEMBERED)(self._look)
+
+    @property
+    def visible(self) -> bool:
+        """Whether this machine sees the directory; where it does not, nothing can be said."""
+        return self.path.is_dir()
+
+    def problem(self, image: str) -> str | None:
+        """Why a worker would not find `image`; None when it would, and for URLs."""
+        return None if is_url(image) else self._verdict(image)
+
+    def _look(self, image: str) -> str | None:
+        try:
+            found = os.path.realpath(os.path.join(self._real, image), strict=True)  # noqa: PTH118 (8 times faster than Path, once for each image)
+            mode = os.stat(found).st_mode  # noqa: PTH116 (same)
+        except (FileNotFoundError, NotADirectoryError):
+            return f"not found: {image} (looked under {self.path})"
+        except OSError as error:
+            return f"cannot be read: {image} under {self.path} ({error.strerror})"
+        if not found.startswith(self._real.rstrip(os.sep) + os.sep):
+            return f"outside the image root: {image} is {found}, not below {self.path}"
+        if not stat.S_ISREG(mode):
+            return f"not a file: {image} (under {self.path})"
+        return None

@@ -1,0 +1,143 @@
+"""Connections to the server: finite, explained, and without passwords in what they say.
+
+Knows URLs, timeouts and versions; refuses to know runs and jobs. `connect` is for short requests
+that are safe to repeat; `connect_blocking` never repeats anything.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.retry import Retry
+
+DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
+
+CONNECT_TIMEOUT_S: Final = 5.0
+"""Beyond any network a queue should be used over."""
+
+REQUEST_TIMEOUT_S: Final = 20.0
+"""Longer than a server stalls for a slow disk, shorter than a person waits."""
+
+BLOCK_MARGIN_S: Final = 5.0
+"""What a blocking read may take beyond its own time before the connection counts as dead."""
+
+_REQUEST_RETRIES: Final = 3
+_MIN_REDIS: Final = (7, 0, 5)
+"""XINFO GROUPS got its exact lag, and XAUTOCLAIM its fixes, with 7.0.5."""
+
+_MIN_VALKEY: Final = (8, 0, 0)
+
+_PLACE: Final = re.compile(r"([^:/?]*|\[[0-9a-fA-F:.]+\])(:\d+)?([/?].*)?")
+"""Host, port and the rest of a URL without user and password."""
+
+
+class ServerError(Exception):
+    """The server cannot be used; the message says which, why, and what to do."""
+
+
+def redact(url: str) -> str:
+    """`url` with its password as `***`, whatever is wrong with it otherwise."""
+    scheme, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
+    # The last @ of all, not of the host part: a password with an unescaped / is still one.
+    secret, at, place = rest.rpartition("@")
+    user = secret.partition(":")[0]
+    if not at and not _PLACE.fullmatch(place):
+        place = "***"  # perhaps a password whose @ was forgotten
+    hidden = f"{user}:***@" if ":" in secret else f"{secret}@" if at else ""
+    shown = f"{scheme}{slashes}{hidden}{place}"
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that answered and is new enough. Raises ServerError.
+
+    Requests time out after REQUEST_TIMEOUT_S and are tried again a few times: only for what may
+    happen twice. Replies are bytes.
+    """
+    probe = _client(url, Retry(NoBackoff(), 0), REQUEST_TIMEOUT_S)
+    try:
+        probe.ping()
+        _require_version(probe, url)
+    except redis.RedisError as error:
+        raise explained(error, url) from None
+    finally:
+        probe.close()
+    patient = Retry(ExponentialBackoff(cap=1.0, base=0.05), _REQUEST_RETRIES)
+    return _client(url, patient, REQUEST_TIMEOUT_S)
+
+
+def connect_blocking(url: str, block_ms: int) -> redis.Redis:
+    """A client for reads that block up to `block_ms`. It repeats nothing: a read that is repeated
+    after a lost reply would hand out jobs that nobody works on. Connects at first use."""
+    return _client(url, Retry(NoBackoff(), 0), block_ms / 1000 + BLOCK_MARGIN_S)
+
+
+def advice(client: redis.Redis) -> list[str]:
+    """What about the server's settings can lose jobs, in sentences. Silent where it may not ask."""
+    try:
+        memory: dict[str, Any] = dict(client.info("memory"))
+    except redis.ResponseError:
+        return []
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if int(memory.get("maxmemory", 0)) > 0 and policy != "noeviction":
+        return [
+            f"the server's maxmemory-policy is {policy}: it may delete jobs when memory is full; "
+            "set it to noeviction"
+        ]
+    return []
+
+
+def explained(error: Exception, url: str) -> ServerError:
+    """What a redis-py error means for a person."""
+    place, text = redact(url), str(error).rstrip(".")
+    match error:
+        case redis.AuthenticationError() if "already authenticated" in text or "required" in text:
+            return ServerError(f"{place}: the server wants a password: redis://:PASSWORD@host:port")
+        case redis.AuthenticationError():
+            return ServerError(f"{place}: wrong user name or password")
+        case redis.exceptions.AuthorizationError() | redis.exceptions.NoPermissionError():
+            return ServerError(f"{place}: this user may not do that: {text}")
+        case redis.BusyLoadingError():
+            return ServerError(f"{place}: the server is still loading its data; try again")
+        case redis.ReadOnlyError():
+            return ServerError(f"{place}: the server is a read-only replica; name the primary")
+        case redis.ConnectionError() | redis.TimeoutError():
+            refused = "refused" in text
+            reason = "connection refused" if refused else text[:1].lower() + text[1:]
+            return ServerError(f"no server at {place} ({reason}): start one or pass --redis-url")
+        case _:
+            return ServerError(f"{place}: the server refused: {text}")
+
+
+def _client(url: str, retry: Retry, timeout_s: float) -> redis.Redis:
+    try:
+        return redis.Redis.from_url(
+            url,
+            retry=retry,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+        )
+    except (ValueError, TypeError):
+        # The cause may quote a part of the password.
+        raise ServerError(
+            f"cannot read the server's URL {redact(url)}: expected "
+            "redis://[[user]:password@]host:port/database, or rediss:// or unix://"
+        ) from None
+
+
+def _require_version(client: redis.Redis, url: str) -> None:
+    try:
+        server: dict[str, Any] = dict(client.info("server"))
+    except redis.ResponseError:  # INFO may be forbidden; then the server speaks for itself later
+        return
+    name, least = ("valkey", _MIN_VALKEY) if "valkey_version" in server else ("redis", _MIN_REDIS)
+    version = str(server.get(f"{name}_version", ""))
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers and numbers < least:
+        raise ServerError(
+            f"{redact(url)}: the server is {name} {version}; "
+            "expected Redis 7.0.5 or Valkey 8.0.0, or newer"
+        )

@@ -1,0 +1,125 @@
+"""What a run says of itself: numbers that add up, workers, dead letters."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from halp_producer.activity import WorkerActivity
+from halp_producer.enqueue import create_group, enqueue_jobs
+from halp_producer.job import Job
+from halp_producer.keys import DONE, FAILED, GROUP, RunKeys
+from halp_producer.letters import dead_letters
+from halp_producer.status import UnknownRunError, run_status
+
+
+@pytest.fixture
+def keys(run) -> RunKeys:
+    return RunKeys(run)
+
+
+def jobs(count: int) -> list[Job]:
+    return [
+        Job(question_id=f"q{one}", image="a.jpg", question="What?", ground_truth="x")
+        for one in range(count)
+    ]
+
+
+def heartbeat(client, keys: RunKeys, worker: str, ago_s: float, rate: float) -> None:
+    now_ms = int(1000 * time.time())
+    activity = WorkerActivity(
+        worker=worker, host="h", pid=1, device="cpu", model="m", state="working",
+        started_ms=now_ms - 60_000, seen_ms=now_ms - int(1000 * ago_s), rows_per_second=rate,
+    )  # fmt: skip
+    client.hset(keys.workers, worker, activity.model_dump_json())
+
+
+def finish(client, keys: RunKeys, worker: str, count: int, outcome: str) -> None:
+    ((_, entries),) = client.xreadgroup(GROUP, worker, {keys.jobs: ">"}, count=count)
+    for entry_id, _ in entries:
+        client.xack(keys.jobs, GROUP, entry_id)
+        client.xdel(keys.jobs, entry_id)
+        client.hincrby(keys.counts, outcome, 1)
+
+
+def test_the_numbers_add_up(client, keys):
+    """enqueued = waiting + in flight + done + failed, each the right one."""
+    create_group(client, keys)
+    enqueue_jobs(client, keys, jobs(20))
+    finish(client, keys, "w1", 5, DONE)
+    finish(client, keys, "w1", 2, FAILED)
+    client.xreadgroup(GROUP, "w1", {keys.jobs: ">"}, count=3)
+    client.xreadgroup(GROUP, "w2", {keys.jobs: ">"}, count=1)
+    found = run_status(client, keys)
+    numbers = (found.enqueued, found.waiting, found.in_flight, found.done, found.failed)
+    assert numbers == (20, 9, 4, 5, 2)
+    assert {one.worker: one.in_flight for one in found.workers} == {"w1": 3, "w2": 1}
+    assert not found.finished
+
+
+def test_a_run_without_a_group_has_everything_waiting(client, keys):
+    """Before the group there is nothing in flight; that is no error."""
+    enqueue_jobs(client, keys, jobs(3))
+    assert (run_status(client, keys).waiting, run_status(client, keys).in_flight) == (3, 0)
+
+
+def test_a_run_is_finished_when_nothing_waits_or_is_in_flight(client, keys):
+    """Done and failed together are the end."""
+    create_group(client, keys)
+    enqueue_jobs(client, keys, jobs(2))
+    finish(client, keys, "w1", 1, DONE)
+    finish(client, keys, "w1", 1, FAILED)
+    assert run_status(client, keys).finished
+
+
+def test_an_unknown_run_is_an_error_that_names_it(client, keys):
+    """A typing error in --run is not an empty run."""
+    with pytest.raises(UnknownRunError, match=f"no run '{keys.run}'"):
+        run_status(client, keys)
+
+
+def test_only_workers_seen_lately_are_alive_and_count_for_the_rate(client, keys):
+    """A heartbeat older than 30 s is shown with its age but not believed."""
+    enqueue_jobs(client, keys, jobs(1))
+    heartbeat(client, keys, "alive", 1, 2.5)
+    heartbeat(client, keys, "gone", 120, 4.0)
+    found = run_status(client, keys)
+    alive, gone = found.workers
+    assert (alive.worker, alive.alive) == ("alive", True)
+    assert (gone.worker, gone.alive) == ("gone", False)
+    assert gone.seen_seconds_ago >= 119
+    assert found.rows_per_second == 2.5
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"\xff", b'{"worker": 1}'])
+def test_a_heartbeat_that_cannot_be_read_does_not_hide_the_run(client, keys, value):
+    """A worker of another version is listed by name."""
+    enqueue_jobs(client, keys, jobs(1))
+    client.hset(keys.workers, "w\xff".encode("latin-1"), value)
+    (worker,) = run_status(client, keys).workers
+    assert (worker.worker, worker.activity, worker.alive) == ("w\ufffd", None, False)
+    json.loads(run_status(client, keys).model_dump_json())
+
+
+def test_dead_letters_are_listed_oldest_first_and_paged(client, keys):
+    """All of them, or the first few."""
+    for number in range(600):
+        client.xadd(keys.failed, {"question_id": f"q{number}", "reason": "image-missing"})
+    letters = list(dead_letters(client, keys))
+    assert [one.question_id for one in letters] == [f"q{one}" for one in range(600)]
+    assert [one.question_id for one in dead_letters(client, keys, 300)][-1] == "q299"
+    assert list(dead_letters(client, RunKeys(keys.run + "-other"))) == []
+
+
+def test_a_dead_letter_shows_whatever_is_there(client, keys):
+    """Broken jobs end up here: missing fields and bytes that are not text are no obstacle."""
+    client.xadd(keys.failed, {"question_id": b"q\xff", "failed_ms": "soon", b"\xfe": "x"})
+    client.xadd(keys.failed, {**jobs(1)[0].encode(), "reason": "r", "error": "e", "worker": "w",
+                              "failed_ms": "1700000000000"})  # fmt: skip
+    broken, whole = dead_letters(client, keys)
+    assert (broken.question_id, broken.reason, broken.failed_ms) == ("q\ufffd", "", None)
+    assert broken.failed_at is None
+    assert (whole.question_id, whole.image, whole.error) == ("q0", "a.jpg", "e")
+    assert f"{whole.failed_at:%Y-%m-%d}" == "2023-11-14"
