@@ -134,6 +134,11 @@ def _show(console: Console, path: Path) -> None:
             record.segment[-7:],
         )
     console.print(table)
+    arrays = store[next(iter(store))].arrays.items()
+    console.print(
+        "Each row: " + ", ".join(f"{name} {values.shape}" for name, values in arrays),
+        highlight=False,
+    )
     console.print("The answers are word salad: the weights are random. Everything else is real.")
     ids, matrix = store.array("query_token", layer=store.layers[-2])
     console.print("\nOpen it:")

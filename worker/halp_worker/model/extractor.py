@@ -48,7 +48,7 @@ class Extractor:
         capture = PrefillCapture(
             loaded.model,
             self._layout.layers,
-            columns=collated.columns,
+            columns=collated.columns.to(loaded.device),
             grid_thw=collated.grid_thw,
             padded_tokens=collated.padded_tokens,
             names=[sample.job.question_id for sample in samples],
