@@ -9,14 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from enum import StrEnum
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from halp_producer.ahead import read_ahead
 from halp_producer.dataset import Dataset, Record
 from halp_producer.enqueue import CHUNK_BYTES, Enqueuer, Outcome
 from halp_producer.job import Job
@@ -188,25 +186,18 @@ def _remaining(dataset: Dataset, skipped: Iterator[int], last_line: int) -> Iter
             yield record
 
 
-class _Chunk(NamedTuple):
-    """What one call carries. bytes_read: how far the file was read for it."""
-
-    records: list[Record]
-    bytes_read: int
-
-
-def _chunks(dataset: Dataset, records: Iterator[Record], chunk_jobs: int) -> Iterator[_Chunk]:
+def _chunks(records: Iterator[Record], chunk_jobs: int) -> Iterator[list[Record]]:
     """As many records as one call should carry, by count and by bytes."""
     chunk: list[Record] = []
     size = 0
     for record in records:
         if chunk and (len(chunk) == chunk_jobs or size + record.size > CHUNK_BYTES):
-            yield _Chunk(chunk, dataset.bytes_read)
+            yield chunk
             chunk, size = [], 0
         chunk.append(record)
         size += record.size
     if chunk:
-        yield _Chunk(chunk, dataset.bytes_read)
+        yield chunk
 
 
 def _send(
@@ -214,14 +205,13 @@ def _send(
 ) -> Counter[Outcome]:
     enqueuer.prepare()
     counts: Counter[Outcome] = Counter()
-    with closing(read_ahead(_chunks(dataset, records, enqueuer.chunk_jobs))) as chunks:
-        for chunk in chunks:
-            results = enqueuer.send([one.job for one in chunk.records if one.job is not None])
-            for record, result in zip(chunk.records, results, strict=True):
-                counts[result.outcome] += 1
-                if result.outcome is Outcome.CONFLICT and record.job is not None:
-                    listener.problem(_conflict(dataset, record.line, record.job, result.entry_id))
-            listener.progress(chunk.bytes_read, counts.total())
+    for chunk in _chunks(records, enqueuer.chunk_jobs):
+        results = enqueuer.send([record.job for record in chunk if record.job is not None])
+        for record, result in zip(chunk, results, strict=True):
+            counts[result.outcome] += 1
+            if result.outcome is Outcome.CONFLICT and record.job is not None:
+                listener.problem(_conflict(dataset, record.line, record.job, result.entry_id))
+        listener.progress(dataset.bytes_read, counts.total())
     return counts
 
 

@@ -54,8 +54,7 @@ class Ledger:
     """Filled once with `good` and `bad`, then read once with `duplicates` and `skipped`."""
 
     def __init__(self) -> None:
-        # "": temporary, on disk. The second pass asks from its own thread, and then only that one.
-        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database = sqlite3.connect("", isolation_level=None)  # "": temporary, on disk
         try:
             self._database.executescript(_SETUP)
         except sqlite3.OperationalError as error:

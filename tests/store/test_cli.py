@@ -33,7 +33,7 @@ def test_info_says_what_a_store_holds(path):
     assert sum(facts["finish_reasons"].values()) == 2
     table = _run("info", path)
     assert table.exit_code == 0
-    for shown in ("0, 3", "vision_token, query_token", '"id": "small"', " MB"):
+    for shown in ("0, 3", "vision_token, query_token", 'model.id: "small"', " MB"):
         assert shown in table.stdout
 
 
