@@ -35,7 +35,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show locals, the server's URL among them
-    pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
 )
 

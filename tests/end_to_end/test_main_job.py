@@ -131,7 +131,8 @@ def extracted_directly(scene, question_ids):
     from halp_worker.launch import input_builder
     from halp_worker.model.extractor import Extractor
     from halp_worker.model.layers import choose_layers, layout_of
-    from halp_worker.model.loading import ModelSettings, load_model
+    from halp_worker.model.loading import load_model
+    from halp_worker.settings import ModelSettings
 
     loaded = load_model(
         ModelSettings(str(scene / "checkpoint"), dtype="float32", device="cpu", max_new_tokens=6)

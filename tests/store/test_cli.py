@@ -71,7 +71,7 @@ def test_a_wrong_command_line_ends_with_2(arguments):
 @pytest.mark.parametrize("command", ["info", "get"])
 def test_help_has_an_example(command):
     """So that nobody has to guess."""
-    assert f"halp-store {command} runs/store.zarr" in _run(command, "--help").stdout
+    assert f"halp-store {command} run1.zarr" in _run(command, "--help").stdout
 
 
 def test_without_the_extra_one_sentence_names_it(path):

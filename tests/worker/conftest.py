@@ -123,8 +123,9 @@ def bench(checkpoints: Callable[[str], Path], photos: Path) -> Callable[..., Ben
     from halp_worker.launch import input_builder
     from halp_worker.model.extractor import Extractor
     from halp_worker.model.layers import choose_layers, choose_positions, layout_of
-    from halp_worker.model.loading import ModelSettings, load_model
+    from halp_worker.model.loading import load_model
     from halp_worker.model.positions import POSITIONS
+    from halp_worker.settings import ModelSettings
 
     made: dict[tuple[str, str], Bench] = {}
 

@@ -10,14 +10,15 @@ import sys
 
 import pytest
 
-from halp_worker.cli import DEFAULT_MODEL
 from halp_worker.fates import FatalError
+from halp_worker.settings import DEFAULT_MODEL
 
 pytestmark = pytest.mark.slow
 
 
 def load(folder, **settings):
-    from halp_worker.model.loading import ModelSettings, load_model
+    from halp_worker.model.loading import load_model
+    from halp_worker.settings import ModelSettings
 
     return load_model(ModelSettings(model=str(folder), device="cpu", **settings))
 
@@ -48,7 +49,9 @@ def test_the_default_model_id_loads_from_a_hub_cache(checkpoint, tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     code = (
-        "from halp_worker.model.loading import *; m = load_model(ModelSettings(device='cpu')); "
+        "from halp_worker.model.loading import load_model; "
+        "from halp_worker.settings import ModelSettings; "
+        "m = load_model(ModelSettings(device='cpu')); "
         "print(m.name, m.revision, m.n_layers, m.model.dtype)"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -151,7 +154,8 @@ def test_auto_takes_the_accelerator(checkpoint):
     """CUDA first."""
     import torch
 
-    from halp_worker.model.loading import ModelSettings, load_model
+    from halp_worker.model.loading import load_model
+    from halp_worker.settings import ModelSettings
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

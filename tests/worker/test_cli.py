@@ -27,8 +27,7 @@ def test_every_option_of_run_is_also_an_environment_variable():
 
 def test_the_options_of_run_are_the_settings_of_a_worker():
     """No option without an effect, no setting without an option."""
-    from halp_worker.launch import WorkerSettings
-    from halp_worker.model.loading import ModelSettings
+    from halp_worker.settings import ModelSettings, WorkerSettings
 
     options = {one.opts[0].removeprefix("--").replace("-", "_") for one in command("run").params}
     settings = {
@@ -46,7 +45,13 @@ def test_each_command_has_help_with_an_example(name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["run", "--store", "x", "--batch-size", "0"], ["nonsense"]]
+    "arguments",
+    [
+        ["run"],
+        ["run", "--store", "x", "--batch-size", "0"],
+        ["run", "--store", "x", "--run", "a b"],
+        ["nonsense"],
+    ],
 )
 def test_wrong_usage_ends_with_two(arguments):
     """A missing or impossible option."""

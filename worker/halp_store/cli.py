@@ -27,8 +27,8 @@ app = typer.Typer(
     help="Look into a store of hidden states.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 _NEEDS_EXTRA: Final = "halp-store needs numpy and zarr: pip install 'halp-stream[store]'"
@@ -42,7 +42,9 @@ def main() -> None:
     app()
 
 
-@app.command(epilog="Example: halp-store info runs/store.zarr")
+@app.command(
+    epilog="\b\nExamples:\n  halp-store info run1.zarr\n  halp-store info run1.zarr --json"
+)
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Say what a store holds: rows, segments, layers, positions, model, size, finish reasons."""
     facts = _guarded(lambda: _facts(_open(store)))
@@ -55,7 +57,10 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
     _console().print(table)
 
 
-@app.command(epilog="Example: halp-store get runs/store.zarr question_comb_6253 --json")
+@app.command(
+    epilog="\b\nExamples:\n  halp-store get run1.zarr question_comb_6253"
+    "\n  halp-store get run1.zarr question_comb_6253 --json"
+)
 def get(
     store: StorePath,
     question_id: Annotated[str, typer.Argument(metavar="QUESTION_ID", help="As in the data set.")],

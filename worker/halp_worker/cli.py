@@ -12,22 +12,30 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from halp_worker.model.loading import ModelSettings
-
-DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
+from halp_producer.keys import RunKeys
+from halp_producer.server import DEFAULT_URL
+from halp_worker.settings import DEFAULT_MODEL, Dtype, ModelSettings, WorkerSettings
 
 app = typer.Typer(
     help="Runs Qwen2.5-VL on the jobs of a run and stores hidden states and answers.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks show locals, the server's URL among them
+    rich_markup_mode=None,
 )
+
+
+def _run_name(name: str) -> str:
+    try:
+        RunKeys(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return name
+
 
 Model = Annotated[
     str, typer.Option(envvar="HALP_MODEL", help="Hub id or folder of a Qwen2.5-VL checkpoint.")
@@ -40,7 +48,7 @@ Device = Annotated[
     typer.Option(envvar="HALP_DEVICE", help="auto (CUDA, else MPS, else CPU), cpu, cuda:1, ..."),
 ]
 DtypeOption = Annotated[
-    Literal["bfloat16", "float32"],
+    Dtype,
     typer.Option("--dtype", envvar="HALP_DTYPE", help="What the model computes in."),
 ]
 MaxNewTokens = Annotated[
@@ -85,9 +93,10 @@ AllowUrls = Annotated[
 
 
 @app.command(
-    epilog="Examples: `halp-worker run --store run1.zarr --image-root images/` · "
-    "`halp-worker run --store run1.zarr --model Qwen/Qwen2.5-VL-3B-Instruct --until-empty` · "
-    "every option is also an environment variable: `HALP_STORE=run1.zarr halp-worker run`"
+    epilog="\b\nExamples:"
+    "\n  halp-worker run --store run1.zarr --image-root images/"
+    "\n  halp-worker run --store run3b.zarr --model Qwen/Qwen2.5-VL-3B-Instruct --run 3b"
+    "\n  HALP_STORE=run1.zarr HALP_DEVICE=cuda:1 halp-worker run --until-empty"
 )
 def run(
     store: Annotated[
@@ -95,11 +104,14 @@ def run(
     ],
     model: Model = DEFAULT_MODEL,
     run_name: Annotated[
-        str, typer.Option("--run", envvar="HALP_RUN", help="The run whose jobs to take.")
+        str,
+        typer.Option(
+            "--run", envvar="HALP_RUN", callback=_run_name, help="The run whose jobs to take."
+        ),
     ] = "default",
     redis_url: Annotated[
         str, typer.Option(envvar="HALP_REDIS_URL", help="The server, rediss:// for TLS.")
-    ] = "redis://127.0.0.1:6379/0",
+    ] = DEFAULT_URL,
     image_root: ImageRoot = Path(),
     batch_size: Annotated[
         int, typer.Option(envvar="HALP_BATCH_SIZE", min=1, help="Jobs in one call of the model.")
@@ -138,12 +150,12 @@ def run(
 ) -> None:
     """Take jobs from the run, answer them with their states captured, store, acknowledge."""
     with _failures_explained():
-        from halp_worker.launch import WorkerSettings, run_worker
+        from halp_worker.launch import run_worker
 
         tally = run_worker(
             WorkerSettings(
                 store=store,
-                model=_model_settings(
+                model=ModelSettings(
                     model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens
                 ),
                 run=run_name,
@@ -167,7 +179,9 @@ def run(
 
 
 @app.command(
-    epilog="Example: `halp-worker extract photo.jpg 'Is there a cat in the picture?' --json`"
+    epilog="\b\nExamples:"
+    "\n  halp-worker extract photo.jpg 'Is there a cat in the picture?'"
+    "\n  halp-worker extract photo.jpg 'Is it night?' --layers 0,13,27 --json"
 )
 def extract(
     image: Annotated[Path, typer.Argument(help="An image file.")],
@@ -189,14 +203,14 @@ def extract(
     with _failures_explained():
         from halp_worker.single import extract_one, show
 
-        settings = _model_settings(
+        settings = ModelSettings(
             model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens
         )
         features = extract_one(settings, layers, _names(positions), image, question)
         show(features, as_json=as_json)
 
 
-@app.command(epilog="Example: `halp-worker demo --folder /tmp/halp`")
+@app.command(epilog="\b\nExamples:\n  halp-worker demo --folder /tmp/halp")
 def demo(
     folder: Annotated[
         Path, typer.Option(help="Where dataset, images, checkpoint and store are put.")
@@ -207,20 +221,6 @@ def demo(
         from halp_worker.demo.main_job import run_demo
 
         run_demo(folder)
-
-
-def _model_settings(
-    model: str,
-    revision: str | None,
-    dtype: Literal["bfloat16", "float32"],
-    device: str,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    max_new_tokens: int,
-) -> ModelSettings:
-    from halp_worker.model.loading import ModelSettings
-
-    return ModelSettings(model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens)
 
 
 def _names(value: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from halp_producer import server
@@ -25,29 +24,11 @@ from halp_worker.model.extractor import Extractor
 from halp_worker.model.images import ImageReader
 from halp_worker.model.inputs import InputBuilder
 from halp_worker.model.layers import choose_layers, choose_positions, layout_of, provenance_of
-from halp_worker.model.loading import LoadedModel, ModelSettings, load_model
+from halp_worker.model.loading import LoadedModel, load_model
 from halp_worker.service import IDLE_BLOCK_MS, Service, Tally
+from halp_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What `halp-worker run` was asked to do."""
-
-    store: Path
-    model: ModelSettings
-    run: str
-    redis_url: str
-    image_root: Path
-    allow_urls: bool
-    batch_size: int
-    layers: str
-    positions: tuple[str, ...]
-    lease_seconds: float
-    flush_rows: int
-    flush_seconds: float
-    until_empty: bool
 
 
 def run_worker(settings: WorkerSettings) -> Tally:

@@ -16,7 +16,8 @@ from halp_worker.fates import FatalError
 from halp_worker.launch import input_builder
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.layers import choose_layers, choose_positions, layout_of
-from halp_worker.model.loading import ModelSettings, load_model
+from halp_worker.model.loading import load_model
+from halp_worker.settings import ModelSettings
 
 
 def extract_one(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from transformers import (
@@ -22,29 +22,15 @@ from transformers.utils import cached_file
 
 from halp_worker.fates import FatalError
 from halp_worker.model.versions import check_transformers
+from halp_worker.settings import Dtype, ModelSettings
 
-DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
 MODEL_TYPE: Final = "qwen2_5_vl"
 
 _SAMPLED_PIECES: Final = 64
 _SAMPLED_BYTES: Final = 64 << 10
 """Of each weight file 64 pieces of 64 KiB are hashed: reading 16 GB whole takes a minute."""
 
-Dtype = Literal["bfloat16", "float32"]
 _TORCH_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """What the user chose. None: what the checkpoint says."""
-
-    model: str = DEFAULT_MODEL
-    revision: str | None = None
-    dtype: Dtype = "bfloat16"
-    device: str = "auto"
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    max_new_tokens: int = 200
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""What the user chose: `ModelSettings` and `WorkerSettings`. Plain values, nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+Dtype = Literal["bfloat16", "float32"]
+"""What the model computes in."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """model: hub id or folder. revision, min_pixels, max_pixels: None, what the checkpoint says."""
+
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    dtype: Dtype = "bfloat16"
+    device: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_new_tokens: int = 200
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What `halp-worker run` was asked to do; the meanings are those of its options."""
+
+    store: Path
+    model: ModelSettings
+    run: str
+    redis_url: str
+    image_root: Path
+    allow_urls: bool
+    batch_size: int
+    layers: str
+    positions: tuple[str, ...]
+    lease_seconds: float
+    flush_rows: int
+    flush_seconds: float
+    until_empty: bool
