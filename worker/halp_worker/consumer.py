@@ -159,7 +159,7 @@ class Consumer:
             count=slots,
         )
         self._reclaim_cursor = cursor.decode()
-        if not entries:
+        if not entries and self._reclaim_cursor == "0-0":
             self._next_reclaim = time.monotonic() + RECLAIM_EVERY_SECONDS
         fresh = self._not_in_hand(entries)
         if fresh:
