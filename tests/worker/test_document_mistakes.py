@@ -146,14 +146,15 @@ def test_a_prefill_of_another_length_is_an_error(bench):
 
 
 def test_hooks_leave_with_the_context(bench):
-    """After the block, also after an error in it, the model has no hook left."""
+    """After the block, also after an error in it, the model has the hooks it had before."""
     bench = bench()
+    layers = bench.loaded.model.model.language_model.layers
+    modules = [*layers, bench.loaded.model.model.visual.merger]
+    before = [list(module._forward_hooks) for module in modules]
     _, capture = capture_around(bench, bench.samples())
     with pytest.raises(RuntimeError), capture:
         raise RuntimeError
-    layers = bench.loaded.model.model.language_model.layers
-    assert not any(layer._forward_hooks for layer in layers)
-    assert not bench.loaded.model.model.visual.merger._forward_hooks
+    assert [list(module._forward_hooks) for module in modules] == before
 
 
 def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench):
@@ -163,10 +164,9 @@ def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench)
     layer = bench.layout.layers[2]
 
     def poison(module, inputs, output):
-        if output.shape[1] > 1:
-            output = output.clone()
-            output[1, -1] = float("nan")
-        return output
+        states = output if isinstance(output, torch.Tensor) else output[0]
+        if states.shape[1] > 1:
+            states[1, -1] = float("nan")
 
     handle = bench.loaded.model.model.language_model.layers[layer].register_forward_hook(poison)
     try:
