@@ -24,6 +24,7 @@ from halp_producer.intake import OnInvalid, enqueue_dataset
 from halp_producer.keys import RunKeys
 from halp_producer.ledger import LedgerError
 from halp_producer.letters import dead_letters
+from halp_producer.options import RedisUrl, Run
 from halp_producer.problem import DatasetError, printable
 from halp_producer.progress import listening
 from halp_producer.server import DEFAULT_URL, ServerError, advice, connect, explained
@@ -39,14 +40,6 @@ app = typer.Typer(
 )
 
 
-def _run_keys(run: str) -> str:
-    try:
-        RunKeys(run)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return run
-
-
 def _mapping(options: list[str] | None) -> list[str]:
     try:
         Columns.from_options(options or [])
@@ -55,17 +48,6 @@ def _mapping(options: list[str] | None) -> list[str]:
     return options or []
 
 
-Run = Annotated[
-    str,
-    typer.Option(envvar="HALP_RUN", callback=_run_keys, help="The run: one stream, one result."),
-]
-RedisUrl = Annotated[
-    str,
-    typer.Option(
-        envvar="HALP_REDIS_URL",
-        help="The server: redis://[[user]:password@]host:port/database, rediss:// or unix://.",
-    ),
-]
 Json = Annotated[
     bool, typer.Option("--json", envvar="HALP_JSON", help="Print one JSON document instead.")
 ]

@@ -8,8 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from halp_producer import Job
+from halp_producer import Job, RunKeys
+from halp_producer.enqueue import enqueue_jobs
+
+
+def make_job(number: int, **changes: Any) -> Job:
+    """A job without a picture behind it, for tests of the queue."""
+    fields = {
+        "question_id": f"q{number}",
+        "image": "a.png",
+        "question": f"Question {number}?",
+        "ground_truth": "yes",
+    }
+    return Job(**{**fields, **changes})
+
+
+@pytest.fixture
+def keys(run: str) -> RunKeys:
+    return RunKeys(run)
+
+
+@pytest.fixture
+def enqueue(client: redis.Redis, keys: RunKeys) -> Callable[..., None]:
+    """`enqueue(job, ...)` into this test's run."""
+
+    def add(*jobs: Job) -> None:
+        enqueue_jobs(client, keys, list(jobs))
+
+    return add
 
 
 @dataclass(frozen=True)

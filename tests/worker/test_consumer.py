@@ -7,8 +7,6 @@ import threading
 import pytest
 import redis
 
-from halp_producer import Job, RunKeys
-from halp_producer.enqueue import enqueue_jobs
 from halp_producer.keys import GROUP
 from halp_producer.server import connect_blocking
 from halp_store.features import Receipt, _seal_receipt
@@ -17,20 +15,7 @@ from halp_worker.consumer import Consumer
 from halp_worker.delivery import row_key
 from halp_worker.fates import Reason, Rejection
 
-
-def make_job(number, **changes):
-    fields = {
-        "question_id": f"q{number}",
-        "image": "a.png",
-        "question": f"Question {number}?",
-        "ground_truth": "yes",
-    }
-    return Job(**{**fields, **changes})
-
-
-@pytest.fixture
-def keys(run):
-    return RunKeys(run)
+from .conftest import make_job
 
 
 @pytest.fixture
@@ -48,14 +33,6 @@ def member(server, client, keys):
     yield make
     for connection in made:
         connection.close()
-
-
-@pytest.fixture
-def enqueue(client, keys):
-    def add(*jobs):
-        enqueue_jobs(client, keys, list(jobs))
-
-    return add
 
 
 def proven(*jobs):

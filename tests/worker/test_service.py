@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import redis
 
-from halp_producer import Job, RunKeys
 from halp_producer.activity import WorkerActivity
-from halp_producer.enqueue import enqueue_jobs
 from halp_producer.job import canonical_json
 from halp_producer.server import connect_blocking
 from halp_store import FeatureBatch, Layout, StoreWriter, open_store
@@ -23,6 +21,8 @@ from halp_worker.fates import FatalError, Reason, Rejected, Rejection
 from halp_worker.heartbeat import Heartbeat
 from halp_worker.service import Service
 
+from .conftest import make_job
+
 LAYOUT = Layout(
     layers=(0, 1),
     positions=("vision_token", "query_token"),
@@ -31,16 +31,6 @@ LAYOUT = Layout(
     source_dtype="float32",
     fingerprint={"model": "stand-in"},
 )
-
-
-def make_job(number, **changes):
-    fields = {
-        "question_id": f"q{number}",
-        "image": "a.png",
-        "question": f"Question {number}?",
-        "ground_truth": "yes",
-    }
-    return Job(**{**fields, **changes})
 
 
 def rows_of(jobs):
@@ -103,11 +93,6 @@ def prepare(job):
 
 
 @pytest.fixture
-def keys(run):
-    return RunKeys(run)
-
-
-@pytest.fixture
 def work(server, client, keys, tmp_path):
     """`work(extractor)`: runs one worker until the stream is empty; returns its tally."""
 
@@ -121,11 +106,6 @@ def work(server, client, keys, tmp_path):
 
     run_worker.store = lambda: open_store(tmp_path / "s.zarr")
     return run_worker
-
-
-@pytest.fixture
-def enqueue(client, keys):
-    return lambda *jobs: enqueue_jobs(client, keys, list(jobs))
 
 
 def letters(client, keys):

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from halp_producer.keys import RunKeys
+from halp_producer.options import RedisUrl, Run
 from halp_producer.server import DEFAULT_URL
 from halp_worker.settings import DEFAULT_MODEL, Dtype, ModelSettings, WorkerSettings
 
@@ -27,14 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show locals, the server's URL among them
     rich_markup_mode=None,
 )
-
-
-def _run_name(name: str) -> str:
-    try:
-        RunKeys(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return name
 
 
 Model = Annotated[
@@ -103,15 +95,8 @@ def run(
         Path, typer.Option(envvar="HALP_STORE", help="Where the Zarr store is, or will be.")
     ],
     model: Model = DEFAULT_MODEL,
-    run_name: Annotated[
-        str,
-        typer.Option(
-            "--run", envvar="HALP_RUN", callback=_run_name, help="The run whose jobs to take."
-        ),
-    ] = "default",
-    redis_url: Annotated[
-        str, typer.Option(envvar="HALP_REDIS_URL", help="The server, rediss:// for TLS.")
-    ] = DEFAULT_URL,
+    run_name: Run = "default",
+    redis_url: RedisUrl = DEFAULT_URL,
     image_root: ImageRoot = Path(),
     batch_size: Annotated[
         int, typer.Option(envvar="HALP_BATCH_SIZE", min=1, help="Jobs in one call of the model.")

@@ -123,6 +123,9 @@ class Service:
         flush = self._writer.flush()
         if flush.receipt is not None:
             self.tally.done += self._consumer.ack(flush.receipt)
+            log.info(
+                "stored %d rows in %s", len(flush.receipt.rows), flush.segment or "(was there)"
+            )
         self._reject((key, conflict(key)) for key in flush.conflicts)
 
 
