@@ -50,6 +50,7 @@ def test_each_command_has_help_with_an_example(name):
         ["run"],
         ["run", "--store", "x", "--batch-size", "0"],
         ["run", "--store", "x", "--run", "a b"],
+        ["run", "--store", "x", "--image-root", "/nowhere/at/all"],
         ["nonsense"],
     ],
 )
@@ -99,3 +100,19 @@ def test_extract_of_a_missing_image_is_a_sentence(checkpoint, tmp_path):
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 1
     assert "image not found: no.png" in shown.output
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_is_a_sentence(server, checkpoint, tmp_path):
+    """What the system says of the path, without a traceback; no job is taken."""
+    (tmp_path / "file").write_text("in the way")
+    shown = CliRunner().invoke(
+        app,
+        [
+            *("run", "--store", str(tmp_path / "file" / "s.zarr"), "--model", str(checkpoint)),
+            *("--redis-url", server.url, "--device", "cpu", "--until-empty"),
+        ],
+    )
+    assert shown.exit_code == 1
+    assert str(tmp_path / "file") in shown.output
+    assert "Traceback" not in shown.output

@@ -178,3 +178,17 @@ def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench)
     assert rejection.reason == "not_finite"
     assert f"query_token layer {layer}" in rejection.error
     assert len(extraction.features) == 3
+
+
+def test_the_states_of_a_batch_come_to_the_host_in_one_copy(bench, monkeypatch):
+    """However many layers, positions and images there are."""
+    bench = bench()
+    collated, capture = capture_around(bench, bench.samples())
+    with torch.inference_mode(), capture:
+        bench.loaded.model(**collated.tensors)
+    copies = []
+    to_cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or to_cpu(self))
+    states = capture.to_host()
+    assert len(copies) == 1
+    assert states.tokens.shape == (4, 4, 5, 64)

@@ -75,6 +75,7 @@ ImageRoot = Annotated[
     Path,
     typer.Option(
         envvar="HALP_IMAGE_ROOT",
+        exists=True,  # a slip here would reject every job of the run
         file_okay=False,
         help="Images are found below this folder and nowhere else.",
     ),
@@ -233,11 +234,14 @@ def _failures_explained(extra: str = "worker") -> Iterator[None]:
 
 
 def _is_for_people(error: Exception) -> bool:
+    import redis
+
     from halp_producer.server import ServerError
     from halp_store.errors import StoreError
     from halp_worker.fates import FatalError, Rejected
 
-    return isinstance(error, FatalError | Rejected | ServerError | StoreError)
+    foreseen = FatalError | Rejected | ServerError | StoreError | redis.RedisError | OSError
+    return isinstance(error, foreseen)
 
 
 def _fail(message: str) -> None:
