@@ -102,6 +102,27 @@ def test_jobs_a_lost_reply_left_behind_come_first(member, enqueue):
     assert ids(again.read(10, 0)) == ["q2"]
 
 
+def test_a_reply_that_is_lost_in_the_middle_of_work_comes_back(member, enqueue, monkeypatch):
+    """The server has handed the jobs out, the worker never saw them: its own list has them."""
+    enqueue(make_job(1))
+    one = member()
+    assert ids(one.read(1, 0)) == ["q1"]
+    assert one.read(1, 0) == [], "its own list has been read to the end"
+    enqueue(make_job(2), make_job(3))
+    with monkeypatch.context() as patch:
+        deliver = one._blocking.xreadgroup
+
+        def lose(*args, **options):
+            deliver(*args, **options)
+            raise redis.ConnectionError("the reply is lost")
+
+        patch.setattr(one._blocking, "xreadgroup", lose)
+        assert one.read(1, 0) == []
+    assert ids(one.read(5, 0)) == ["q2"], "before anything new, and without what is in hand"
+    assert ids(one.read(5, 0)) == ["q3"]
+    assert one.in_hand == 3
+
+
 def test_own_pending_jobs_are_read_in_pages_and_never_twice(member, enqueue):
     """More of them than slots: a cursor walks the list, what is in hand is passed over."""
     enqueue(*(make_job(n) for n in range(7)))

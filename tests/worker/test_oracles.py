@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from halp_worker.batcher import Batch
+from halp_worker.model.extractor import Extractor
 from halp_worker.model.inputs import collate
 
 from .conftest import QUESTIONS, SHAPE_NAMES
@@ -140,6 +145,32 @@ def test_answers_equal_generate_without_hooks(bench, shape):
     )
     assert list(features.text["answer"]) == expected
     assert all(answer.strip() for answer in expected), "the oracle must say something"
+
+
+def test_an_answer_ends_before_the_stop_token_and_says_so(bench):
+    """A batch in which some answers stop and others run into the limit: each is cut for itself."""
+    bench = bench()
+    samples, loaded = bench.samples(), bench.loaded
+    inputs = model_inputs(bench, samples)
+    with torch.inference_mode():
+        output = loaded.model.generate(**inputs, generation_config=loaded.generation)
+    generated = output[:, inputs["input_ids"].shape[1] :].tolist()
+    # A token that some of the answers hold and others do not stands in for the stop token.
+    stop = next(
+        token
+        for token in sum(generated, [])
+        if 0 < sum(token in answer for answer in generated) < len(generated)
+    )
+    generation = copy.deepcopy(loaded.generation)
+    generation.eos_token_id = [stop]
+    extractor = Extractor(dataclasses.replace(loaded, generation=generation), bench.layout)
+    features = extractor.extract(Batch(tuple(samples))).features
+    for row, answer in enumerate(generated):
+        length = answer.index(stop) if stop in answer else len(answer)
+        assert features.integers["answer_tokens"][row] == length
+        expected = loaded.processor.tokenizer.decode(answer[:length], skip_special_tokens=True)
+        assert features.text["answer"][row] == expected
+        assert features.text["finish_reason"][row] == ("stop" if stop in answer else "length")
 
 
 def test_collated_inputs_equal_the_processors_own_batch(bench):
