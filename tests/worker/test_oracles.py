@@ -158,8 +158,9 @@ def test_an_answer_ends_before_the_stop_token_and_says_so(bench):
     # A token that some of the answers hold and others do not stands in for the stop token.
     stop = next(
         token
-        for token in sum(generated, [])
-        if 0 < sum(token in answer for answer in generated) < len(generated)
+        for answer in generated
+        for token in answer
+        if 0 < sum(token in other for other in generated) < len(generated)
     )
     generation = copy.deepcopy(loaded.generation)
     generation.eos_token_id = [stop]
