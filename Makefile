@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types fast redis-server clean
+.PHONY: help demo test check compose-test lint types fast redis-server clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,9 @@ types: $(VENV)/.dev
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow"
+
+compose-test: $(VENV)/.demo  ## runs docker-compose.yml for real on the CPU: needs Docker and Compose
+	PYTHON=$(BIN)/python tests/compose/run.sh "docker compose"
 
 # Debian's server is the oldest that is supported; without it tests run on the embedded one alone.
 redis-server:

@@ -117,6 +117,8 @@ def test_another_architecture_and_no_checkpoint_are_refused(checkpoint, tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(FatalError, match="empty"):
         load(tmp_path / "empty")
+    with pytest.raises(FatalError, match="there is no such folder"):
+        load(tmp_path / "nowhere")
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -121,6 +121,8 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 
 
 def _load_config(settings: ModelSettings) -> Any:
+    if settings.model.startswith(("/", ".", "~")) and not Path(settings.model).is_dir():
+        raise FatalError(f"model {settings.model}: there is no such folder")
     try:
         config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
     except (OSError, ValueError) as error:
