@@ -11,7 +11,6 @@ import io
 import stat
 import zlib
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple, Self, cast
 
 from halp_producer.problem import DatasetError
@@ -77,12 +76,7 @@ class Lines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._text.close()
         self._file.close()
 

@@ -35,7 +35,6 @@ GRID_COLUMN: Final = "image_grid_thw"
 """Integer column, dims (question, thw), int64: patches before the merge, (t, h, w)."""
 
 DEFAULT_POSITIONS: Final = ("vision_token", "query_token")
-EXTRA_POSITIONS: Final = ("question_token", "halp_reference")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
 Model = Annotated[
     str, typer.Option(envvar="HALP_MODEL", help="Hub id or folder of a Qwen2.5-VL checkpoint.")
 ]
@@ -254,7 +253,6 @@ def _set_up_logging() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TRANSFORMERS_NO_PROGRESS_BARS", "1")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )

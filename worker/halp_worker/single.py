@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import typer
 
 from halp_producer.job import Job
@@ -35,11 +34,6 @@ def extract_one(
     return extraction.features
 
 
-def _norms(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Of each vector (..., D)."""
-    return np.asarray(np.linalg.norm(values, axis=-1))
-
-
 def show(features: FeatureBatch, *, as_json: bool) -> None:
     """Prints answer, positions, and each array's shape and norm."""
     layout = features.layout
@@ -51,7 +45,10 @@ def show(features: FeatureBatch, *, as_json: bool) -> None:
         "arrays": {
             name: {
                 "shape": list(values[0].shape),
-                "norm": [round(float(one), 4) for one in np.atleast_1d(_norms(values[0]))],
+                "norm": [
+                    round(float(one), 4)
+                    for one in np.atleast_1d(np.linalg.norm(values[0], axis=-1))
+                ],
             }
             for name, values in features.vectors.items()
         },

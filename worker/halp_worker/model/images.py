@@ -19,6 +19,7 @@ import numpy as np
 import requests
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from halp_producer.images import is_url
 from halp_worker.fates import Reason, Rejected
 
 MAX_FILE_BYTES: Final = 256 << 20
@@ -48,8 +49,7 @@ class ImageReader:
 
     def read(self, image: str) -> SourceImage:
         """Raises Rejected with the reason if this name can never give an image."""
-        is_url = image.lower().startswith(("http://", "https://"))
-        data = self._download(image) if is_url else self._load(image)
+        data = self._download(image) if is_url(image) else self._load(image)
         return SourceImage(decode_image(data, image), hashlib.sha256(data).hexdigest())
 
     def _load(self, image: str) -> bytes:

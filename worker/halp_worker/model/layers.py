@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from halp_store.layout import DEFAULT_POSITIONS, Layout
 from halp_worker.fates import FatalError
 from halp_worker.model.inputs import render, user_turn
@@ -63,8 +65,6 @@ def layout_of(loaded: LoadedModel, layers: tuple[int, ...], positions: tuple[str
 def provenance_of(loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
     """What else may matter when two numbers differ: recorded with each segment."""
     packages = ("halp-stream", "torch", "torchvision", "transformers", "qwen-vl-utils", "pillow")
-    import torch
-
     is_cuda = loaded.device.type == "cuda"
     return {
         "packages": {name: version(name) for name in packages},

@@ -7,6 +7,8 @@ configuration.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -123,11 +125,8 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 def _load_config(settings: ModelSettings) -> Any:
     if settings.model.startswith(("/", ".", "~")) and not Path(settings.model).is_dir():
         raise FatalError(f"model {settings.model}: there is no such folder")
-    try:
+    with _fatal_in_one_line(f"model {settings.model}"):
         config = AutoConfig.from_pretrained(settings.model, revision=settings.revision or "main")
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise FatalError(f"model {settings.model}: {first_line}") from None
     if config.model_type != MODEL_TYPE:
         raise FatalError(
             f"model {settings.model}: expected a Qwen2.5-VL checkpoint (model_type "
@@ -138,15 +137,22 @@ def _load_config(settings: ModelSettings) -> Any:
 
 def _load_processor(settings: ModelSettings) -> Any:
     limits = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
-    try:
+    with _fatal_in_one_line(f"processor of {settings.model}"):
         return AutoProcessor.from_pretrained(
             settings.model,
             revision=settings.revision or "main",
             **{name: value for name, value in limits.items() if value is not None},
         )
+
+
+@contextmanager
+def _fatal_in_one_line(what: str) -> Iterator[None]:
+    """The libraries explain at length; their first line says what is wrong."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise FatalError(f"processor of {settings.model}: {first_line}") from None
+        raise FatalError(f"{what}: {first_line}") from None
 
 
 def _generation(model: Any, processor: Any, max_new_tokens: int) -> Any:
