@@ -14,7 +14,8 @@ class WorkerActivity(BaseModel):
     """One worker's last heartbeat. Written by workers, read by `halp-producer status`.
 
     Times are Unix milliseconds. `done` and `failed` count since this worker started;
-    `rows_per_second` is its rate over the last minute or since its start.
+    `rows_per_second` is its rate over the last minute or since its start. `polled_ms`: when the
+    server last answered its read, 0 if it has not yet.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -27,6 +28,7 @@ class WorkerActivity(BaseModel):
     state: str
     started_ms: int
     seen_ms: int
+    polled_ms: int = 0
     in_hand: int = 0
     done: int = 0
     failed: int = 0

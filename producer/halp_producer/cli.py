@@ -1,35 +1,34 @@
-"""`halp-producer`: the command line over intake, status and dead letters.
+"""`halp-producer`: the command line over intake, status and cancelling; `failed` has its own file.
 
-Exit codes: 0 all is well, 1 something is wrong with the data or the server, 2 wrong usage,
-130 interrupted. Results go to stdout, everything else to stderr.
+Exit codes: see `console.py`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import redis
 import typer
-from pydantic import BaseModel
 
-from halp_producer import __version__
+from halp_producer import __version__, failed_cli
+from halp_producer.balance import imbalances
 from halp_producer.columns import Columns
+from halp_producer.console import Json, errors, print_json
 from halp_producer.dataset import Dataset
+from halp_producer.enqueue import CHUNK_JOBS
 from halp_producer.images import ImageRoot
 from halp_producer.intake import OnInvalid, enqueue_dataset
 from halp_producer.keys import RunKeys
-from halp_producer.ledger import LedgerError
-from halp_producer.letters import dead_letters
+from halp_producer.move_report import OF_JOBS, MoveReport, require_one_way
+from halp_producer.moves import cancel_all, cancel_jobs
 from halp_producer.options import RedisUrl, Run
-from halp_producer.problem import DatasetError, printable
-from halp_producer.progress import listening
-from halp_producer.server import DEFAULT_URL, ServerError, advice, connect, explained
-from halp_producer.status import UnknownRunError, run_status
-from halp_producer.wording import letter_text, report_text, status_text
+from halp_producer.progress import counting, listening
+from halp_producer.server import DEFAULT_URL, advice, connect, connect_exact
+from halp_producer.status import read_run, require_run
+from halp_producer.wording import report_text, status_text, sum_text
 
 app = typer.Typer(
     help="Puts datasets of (image, question, ground truth) on a stream, and says how far it is.",
@@ -38,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show locals, the server's URL among them
     rich_markup_mode=None,
 )
+app.add_typer(failed_cli.app, name="failed")
 
 
 def _mapping(options: list[str] | None) -> list[str]:
@@ -46,11 +46,6 @@ def _mapping(options: list[str] | None) -> list[str]:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return options or []
-
-
-Json = Annotated[
-    bool, typer.Option("--json", envvar="HALP_JSON", help="Print one JSON document instead.")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -125,7 +120,7 @@ def enqueue(
     Each question id is added once to a run: the same command again, after a kill too, goes on
     where it was. Exits 1 when a line is bad or its id is in the run with other content.
     """
-    with _errors(redis_url, "the same command goes on where this one stopped"):
+    with errors(redis_url, lambda: "the same command goes on where this one stopped"):
         source = Dataset(dataset, Columns.from_options(mapping or []), _images(image_root))
         client = None if dry_run else _connect(redis_url)
         try:
@@ -141,70 +136,93 @@ def enqueue(
         finally:
             if client is not None:
                 client.close()
-    typer.echo(_json(report) if as_json else report_text(report))
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo(report_text(report))
     if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command(
     epilog="\b\nExamples:\n  halp-producer status\n  halp-producer status --run pilot --json"
+    "\n  halp-producer status --check"
 )
-def status(run: Run = "default", redis_url: RedisUrl = DEFAULT_URL, as_json: Json = False) -> None:
-    """How many questions of a run are waiting, in flight, done and failed; and who works on it."""
-    with _errors(redis_url), closing(connect(redis_url)) as client:
-        found = run_status(client, RunKeys(run))
-    typer.echo(_json(found) if as_json else status_text(found))
+def status(
+    run: Run = "default",
+    redis_url: RedisUrl = DEFAULT_URL,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            envvar="HALP_CHECK",
+            help="Check that the numbers agree with each other; exits 1 if they do not.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """How many questions of a run are waiting, in flight, done and failed; and who works on it.
+
+    With --check, what does not hold in the book-keeping, and what to do about it.
+    """
+    with errors(redis_url), closing(connect(redis_url)) as client:
+        found, books = read_run(client, RunKeys(run))
+    problems = imbalances(books) if check else ()
+    if as_json:
+        print_json(found, **({"problems": problems} if check else {}))
+    elif check:
+        typer.echo("\n".join([sum_text(found), *(problems or ["book-keeping holds"])]))
+    else:
+        typer.echo(status_text(found))
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command(
-    epilog="\b\nExamples:\n  halp-producer failed --limit 20\n  halp-producer failed --json"
+    epilog="\b\nExamples:\n  halp-producer cancel question_comb_6253"
+    "\n  halp-producer cancel --all --run pilot"
 )
-def failed(
+def cancel(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION_ID", help="Question ids.")
+    ] = None,
+    # Never by a variable that was left over.
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that are waiting, delayed or in flight now.")
+    ] = False,
     run: Run = "default",
     redis_url: RedisUrl = DEFAULT_URL,
-    limit: Annotated[
-        int | None, typer.Option(envvar="HALP_LIMIT", min=1, help="Show at most this many.")
-    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the questions that can never succeed, oldest first, each with its reason."""
-    keys = RunKeys(run)
-    with _errors(redis_url), closing(connect(redis_url)) as client:
-        total = run_status(client, keys).failed
-        letters = dead_letters(client, keys, limit)
-        if as_json:
-            _print_array(letters)
-            return
-        shown = 0
-        for letter in letters:
-            typer.echo(letter_text(letter))
-            shown += 1
-    more = f", {shown} shown" if shown < total else ""
-    typer.echo(f"run {run}: {total:,} failed{more}")
+    """Take questions off the stream: waiting, delayed or in flight, they become failed ones.
+
+    The worker that has one in its hands discards what it computed; a question whose commit is
+    under way may be stored all the same. `halp-producer failed retry` undoes it, `failed drop`
+    forgets them. May be repeated. Exits 1 when an id is unknown, done or failed.
+    """
+    require_one_way("--all", ids, everything)
+    keys, report = RunKeys(run), MoveReport(run=run)
+    # Nothing is repeated behind our back, so that the numbers are right: see `resume`.
+    with (
+        errors(redis_url, report.resume),
+        closing(connect_exact(redis_url)) as client,
+        counting("cancelled") as count,
+    ):
+        require_run(client, keys)
+        for cancelled in cancel_all(client, keys) if everything else ():
+            report.moved += cancelled
+            count(report.moved)
+        names = iter(dict.fromkeys(ids or []))
+        while chunk := list(islice(names, CHUNK_JOBS)):
+            for name, move in zip(chunk, cancel_jobs(client, keys, chunk), strict=True):
+                report.note(name, move, OF_JOBS)
+            count(report.moved)
+    report.finish("cancelled", as_json)
 
 
 def main() -> None:
     """The console script."""
     app(prog_name="halp-producer")
-
-
-@contextmanager
-def _errors(url: str, resume: str = "") -> Iterator[None]:
-    """One sentence and exit code 1 for every error that is foreseen."""
-    try:
-        yield
-    except (ServerError, DatasetError, LedgerError, UnknownRunError) as error:
-        _fail(str(error))
-    except redis.RedisError as error:
-        _fail(f"{explained(error, url)}{'; ' if resume else ''}{resume}")
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted{'; ' if resume else ''}{resume}", err=True)
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {printable(message)}", err=True)
-    raise typer.Exit(1) from None
 
 
 def _connect(url: str) -> redis.Redis:
@@ -222,16 +240,3 @@ def _images(path: Path | None) -> ImageRoot | None:
         typer.echo(f"note: {path} is not visible here: images are not checked", err=True)
         return None
     return root
-
-
-def _json(value: BaseModel) -> str:
-    return json.dumps(value.model_dump(mode="json"), indent=2)
-
-
-def _print_array(values: Iterable[BaseModel]) -> None:
-    """One JSON array, written as it is read."""
-    separator = "["
-    for value in values:
-        typer.echo(separator + "\n" + json.dumps(value.model_dump(mode="json")), nl=False)
-        separator = ","
-    typer.echo("[]" if separator == "[" else "\n]")

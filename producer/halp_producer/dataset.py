@@ -6,6 +6,7 @@ ids are the ledger's). Text is kept exactly: no normalisation, no stripping.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,11 +15,14 @@ from halp_producer.columns import Columns
 from halp_producer.images import ImageRoot
 from halp_producer.job import Job
 from halp_producer.lines import LineError, Lines
-from halp_producer.problem import DatasetError, LineProblem
+from halp_producer.problem import DatasetError, LineProblem, shortened
 from halp_producer.record import Problem, job_of, parse_json, parse_written, shown
 from halp_producer.rows import Row, read_rows
 
 _JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+
+_MAX_SHOWN: Final = 1000
+"""Characters of a field's name or a reason; a bad line may hold megabytes of what it quotes."""
 
 
 class Record(NamedTuple):
@@ -121,7 +125,8 @@ class Dataset:
             return [("header", header.reason)]
         if header.bad_cells:
             return [("header", f"column {at + 1} {reason}") for at, reason in header.bad_cells]
-        if twice := sorted({name for name in header.cells if header.cells.count(name) > 1}):
+        counts = Counter(header.cells)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
             return [("header", f"{', '.join(map(repr, twice))}: one name for several columns")]
         return self._columns.missing(header.cells)
 
@@ -132,7 +137,8 @@ class Dataset:
             reason = f"expected {len(header)} cells as in the header, got {len(row.cells)}"
             return self._bad(row.line, ("record", reason))
         if row.bad_cells:
-            return self._bad(row.line, *((header[at], reason) for at, reason in row.bad_cells))
+            named = ((header[at] or f"column {at + 1}", reason) for at, reason in row.bad_cells)
+            return self._bad(row.line, *named)
         columns: Mapping[str, Any] = dict(zip(header, row.cells, strict=True))
         job, problems = job_of(self._columns, columns, lambda: columns)
         return (
@@ -140,4 +146,13 @@ class Dataset:
         )
 
     def _bad(self, line: int, *problems: Problem) -> Record:
-        return Record(line, None, tuple(LineProblem(self.path, line, *one) for one in problems))
+        return Record(
+            line,
+            None,
+            tuple(
+                LineProblem(
+                    self.path, line, shortened(field, _MAX_SHOWN), shortened(reason, _MAX_SHOWN)
+                )
+                for field, reason in problems
+            ),
+        )

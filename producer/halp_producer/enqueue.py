@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar, cast
 import redis
 
 from halp_producer.job import Job, hash_fields
-from halp_producer.keys import ENQUEUED, GROUP, RunKeys
+from halp_producer.keys import ENQUEUED, EPOCH, GROUP, RunKeys
 
 CHUNK_JOBS: Final = 250
 """Jobs a call. Larger ones were not faster; this one holds the server up for about 3 ms."""
@@ -32,7 +32,8 @@ _PATIENCE_S: Final = 30.0
 """How long a server may be away (a restart, a failover) before enqueueing gives up."""
 
 # KEYS: jobs, known, counts. ARGV: the count of an entry's fields, their names, the name of the one
-# that is the id, the counter's name; then for each job its content hash and its fields' values.
+# that is the id, the counter's name, the epoch's name; then for each job its content hash and its
+# fields' values.
 # The answer to each job is `+`, `=` or `!` and its entry id. The server asks for memory only before
 # a script's first write: XADD comes first, so that a refusal leaves no trace of the chunk.
 _SCRIPT: Final = """
@@ -45,7 +46,7 @@ for i = 1, width do
   if ARGV[1 + i] == id_field then id_at = i end
 end
 local answers = {}
-for at = width + 4, #ARGV, width + 1 do
+for at = width + 5, #ARGV, width + 1 do
   local hash, id = ARGV[at], ARGV[at + id_at]
   local stored = redis.call('HGET', known, id)
   if stored then
@@ -58,6 +59,10 @@ for at = width + 4, #ARGV, width + 1 do
     redis.call('HINCRBY', counts, counter, 1)
     answers[#answers + 1] = '+' .. entry
   end
+end
+if redis.call('HEXISTS', counts, ARGV[width + 4]) == 0 then
+  local now = redis.call('TIME')
+  redis.call('HSET', counts, ARGV[width + 4], now[1] .. string.format('%06d', now[2]))
 end
 return answers
 """
@@ -95,7 +100,7 @@ def enqueue_jobs(client: redis.Redis, keys: RunKeys, jobs: Sequence[Job]) -> lis
         return []
     script = client.register_script(_SCRIPT)
     names = list(jobs[0].encode())
-    arguments: list[bytes | str | int] = [len(names), *names, "question_id", ENQUEUED]
+    arguments: list[bytes | str | int] = [len(names), *names, "question_id", ENQUEUED, EPOCH]
     for job in jobs:
         fields = job.encode()
         arguments.append(hash_fields(fields))

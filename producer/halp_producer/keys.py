@@ -9,10 +9,20 @@ from typing import Final
 GROUP: Final = "workers"
 """The one consumer group of a run's stream."""
 
+DELAYED: Final = "(delayed)"
+"""The consumer that holds jobs which wait for another try; no worker can have this name."""
+
 ENQUEUED: Final = "enqueued"
 DONE: Final = "done"
 FAILED: Final = "failed"
-"""Fields of the counts hash. At rest: enqueued = len(stream) + done + failed."""
+"""Fields of the counts hash. Always: enqueued = length of the stream + done + failed."""
+
+EPOCH: Final = "epoch"
+"""Field of the counts hash: when the run's first job came, in Unix microseconds. Another one means
+that the server forgot the run in between."""
+
+LETTER_FIELDS: Final = ("reason", "error", "traceback", "attempts", "worker", "failed_ms")
+"""What a dead letter has besides the job's fields. `attempts`: how often work was started."""
 
 _RUN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -41,20 +51,37 @@ class RunKeys:
 
     @property
     def failed(self) -> str:
-        """Stream of dead letters: the job's fields, `reason`, `error`, `worker`, `failed_ms`."""
+        """Stream of dead letters: the job's fields and those of `LETTER_FIELDS`."""
         return f"halp:{{{self.run}}}:failed"
 
     @property
+    def delayed(self) -> str:
+        """Sorted set: id of an entry pending for DELAYED -> when it is due, in Unix ms."""
+        return f"halp:{{{self.run}}}:delayed"
+
+    @property
+    def attempts(self) -> str:
+        """Hash: id of an entry on `jobs` -> how often work on it was started."""
+        return f"halp:{{{self.run}}}:attempts"
+
+    @property
     def known(self) -> str:
-        """Hash: question id -> `<entry id> <content hash>` of everything ever enqueued."""
+        """Hash: question id -> `<entry id> <content hash>` of everything ever enqueued.
+
+        The entry id is that on `jobs` (also when the entry is gone by now)."""
         return f"halp:{{{self.run}}}:known"
 
     @property
     def counts(self) -> str:
-        """Hash: `enqueued`, `done`, `failed`."""
+        """Hash: `enqueued`, `done`, `failed`, `epoch`."""
         return f"halp:{{{self.run}}}:counts"
 
     @property
     def workers(self) -> str:
         """Hash: worker name -> JSON of `halp_producer.activity.WorkerActivity`."""
         return f"halp:{{{self.run}}}:workers"
+
+
+def gpu_lease(uuid: str) -> str:
+    """String with a time to live: which worker uses this GPU. Not a run's: GPUs are the host's."""
+    return f"halp:gpu:{uuid}"

@@ -1,26 +1,24 @@
-"""`DeadLetter`: a job that can never succeed, as a worker left it on the failed stream.
+"""`DeadLetter`: a job that failed or was cancelled, as it stands on the failed stream.
 
 Knows the fields of a dead letter; takes whatever it finds, since what is broken ends up here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Final, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
 from halp_producer.keys import RunKeys
-
-_PAGE: Final = 256
-"""Letters a request; each may be some MiB."""
+from halp_producer.pages import Entry, entries, text
 
 
 class DeadLetter(BaseModel):
-    """One rejected job. reason: a short code. error: a sentence. Bytes that are not UTF-8 show as
-    U+FFFD; a field that is not there is empty, and `failed_ms` (Unix milliseconds) None."""
+    """One failed job. reason: a short code. error: a sentence. traceback: of the last attempt, may
+    be empty. attempts: how often work on it was started. Bytes that are not UTF-8 show as U+FFFD;
+    a field that is not there is empty, `attempts` and `failed_ms` (Unix milliseconds) then None."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,6 +30,8 @@ class DeadLetter(BaseModel):
     metadata: str
     reason: str
     error: str
+    traceback: str
+    attempts: int | None
     worker: str
     failed_ms: int | None
 
@@ -47,41 +47,37 @@ class DeadLetter(BaseModel):
         except (OverflowError, ValueError, OSError):
             return None
 
+    def named(self, name: str) -> bool:
+        """Whether `name` is its question's id or its own."""
+        return name in (self.question_id, self.entry_id)
+
 
 def dead_letters(
-    client: redis.Redis, keys: RunKeys, limit: int | None = None
+    client: redis.Redis, keys: RunKeys, limit: int | None = None, *, last: str | None = None
 ) -> Iterator[DeadLetter]:
-    """The letters of a run, oldest first, at most `limit`. Raises what redis-py raises."""
-    left = limit
-    after = "-"
-    while left is None or left > 0:
-        count = _PAGE if left is None else min(_PAGE, left)
-        page = cast(
-            "list[tuple[bytes, dict[bytes, bytes]]]",
-            client.xrange(keys.failed, min=after, count=count),
-        )
-        for entry_id, fields in page:
-            yield _letter(entry_id.decode("ascii"), fields)
-        if len(page) < count:
-            return
-        after = "(" + page[-1][0].decode("ascii")
-        left = None if left is None else left - len(page)
+    """The letters of a run, oldest first, at most `limit`, up to the letter `last`. Paged; those
+    that were read may be moved meanwhile. Raises what redis-py raises."""
+    for entry in entries(client, keys.failed, limit, last=last):
+        yield _letter(entry)
 
 
-def _letter(entry_id: str, fields: Mapping[bytes, bytes]) -> DeadLetter:
-    def text(name: str) -> str:
-        return fields.get(name.encode("ascii"), b"").decode("utf-8", "replace")
-
-    failed_ms = text("failed_ms")
+def _letter(entry: Entry) -> DeadLetter:
+    fields = entry.fields
     return DeadLetter(
-        entry_id=entry_id,
-        question_id=text("question_id"),
-        image=text("image"),
-        question=text("question"),
-        ground_truth=text("ground_truth"),
-        metadata=text("metadata"),
-        reason=text("reason"),
-        error=text("error"),
-        worker=text("worker"),
-        failed_ms=int(failed_ms) if failed_ms.isdecimal() and len(failed_ms) < 20 else None,
+        entry_id=entry.entry_id,
+        question_id=text(fields, "question_id"),
+        image=text(fields, "image"),
+        question=text(fields, "question"),
+        ground_truth=text(fields, "ground_truth"),
+        metadata=text(fields, "metadata"),
+        reason=text(fields, "reason"),
+        error=text(fields, "error"),
+        traceback=text(fields, "traceback"),
+        attempts=_number(text(fields, "attempts")),
+        worker=text(fields, "worker"),
+        failed_ms=_number(text(fields, "failed_ms")),
     )
+
+
+def _number(value: str) -> int | None:
+    return int(value) if value.isdecimal() and len(value) < 20 else None

@@ -29,3 +29,14 @@ def printable(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
     )
+
+
+def shortened(text: str, longest: int) -> str:
+    """`text`, with its middle left out where it has more characters than `longest`."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} [...] {text[-half:]}"
+
+
+def in_short(text: str, longest: int = 500) -> str:
+    """`text` as a part of one line of a message: printable, and not long."""
+    return printable(shortened(text, longest))

@@ -1,4 +1,5 @@
-"""`listening`: tells a person how an intake goes; a bar on a terminal, plain lines elsewhere.
+"""`listening` tells a person how an intake goes, `counting` how far a long command is; a bar or a
+line that changes on a terminal, plain lines elsewhere.
 
 Everything goes to stderr; stdout is for results.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _LINE_EVERY_S: Final = 5.0
+_CHANGE_EVERY_S: Final = 0.2
 
 
 @contextmanager
@@ -38,6 +40,29 @@ def listening() -> Iterator[Listener]:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Bar(progress)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Yields what is to be told the number reached; shows it as `12,000 what` now and then."""
+    terminal = sys.stderr.isatty()
+    every_s = _CHANGE_EVERY_S if terminal else _LINE_EVERY_S
+    due = time.monotonic() + every_s
+    shown = False
+
+    def tell(number: int) -> None:
+        nonlocal due, shown
+        if time.monotonic() >= due:
+            due = time.monotonic() + every_s
+            start, end = ("\r\x1b[K", "") if terminal else ("", "\n")
+            print(f"{start}{number:,} {what}", end=end, file=sys.stderr, flush=True)
+            shown = True
+
+    try:
+        yield tell
+    finally:
+        if shown and terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 class Rate:

@@ -6,16 +6,49 @@ Knows the keys of a run and the server's account of consumers; refuses to change
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final, NamedTuple, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from halp_producer.activity import STOPPED, WorkerActivity
-from halp_producer.keys import DONE, ENQUEUED, FAILED, GROUP, RunKeys
+from halp_producer.balance import Books
+from halp_producer.keys import DELAYED, DONE, ENQUEUED, FAILED, GROUP, RunKeys
 
 ALIVE_S: Final = 30.0
 """A worker that was not seen for longer is not counted as alive; it may still be busy."""
+
+
+# A script, since a full server refuses transactions, even those that only read.
+_READ: Final = """#!lua flags=no-writes
+-- KEYS: jobs, known, counts, failed, workers, delayed, attempts. ARGV: group.
+local jobs, known, counts, failed, workers, delayed, attempts = unpack(KEYS)
+local function of_group(...)
+  local reply = redis.pcall(...)
+  if reply.err == nil then return reply end
+  if string.find(reply.err, 'NOGROUP') or string.find(reply.err, 'no such key') then
+    return {}  -- the stream or its group is not there (yet)
+  end
+  error(reply)
+end
+local consumers = {}
+for _, one in ipairs(of_group('XINFO', 'CONSUMERS', jobs, ARGV[1])) do
+  local said = {}
+  for i = 1, #one, 2 do said[one[i]] = one[i + 1] end
+  table.insert(consumers, said['name'])
+  table.insert(consumers, tostring(said['pending']))
+end
+return {
+  redis.call('EXISTS', jobs, known, counts, failed, workers),
+  {
+    redis.call('XLEN', jobs), of_group('XPENDING', jobs, ARGV[1])[1] or 0,
+    redis.call('ZCARD', delayed), redis.call('XLEN', failed), redis.call('HLEN', known),
+    redis.call('HLEN', attempts),
+  },
+  consumers, redis.call('HGETALL', counts), redis.call('HGETALL', workers), redis.call('TIME'),
+}
+"""
 
 
 class UnknownRunError(Exception):
@@ -39,13 +72,15 @@ class WorkerStatus(BaseModel):
 
 
 class RunStatus(BaseModel):
-    """enqueued = waiting + in_flight + done + failed. rows_per_second: of the workers alive."""
+    """enqueued = waiting + delayed + in_flight + done + failed. delayed: they wait for another try.
+    rows_per_second: of the workers alive."""
 
     model_config = ConfigDict(frozen=True)
 
     run: str
     enqueued: int
     waiting: int
+    delayed: int
     in_flight: int
     done: int
     failed: int
@@ -55,60 +90,92 @@ class RunStatus(BaseModel):
     @property
     def finished(self) -> bool:
         """Whether every question of the run is done or failed."""
-        return self.waiting == self.in_flight == 0
+        return self.waiting == self.delayed == self.in_flight == 0
+
+
+class RunReading(NamedTuple):
+    """A run's status and the numbers behind it, of one moment."""
+
+    status: RunStatus
+    books: Books
 
 
 def run_status(client: redis.Redis, keys: RunKeys) -> RunStatus:
-    """Reads a run in one transaction. Raises UnknownRunError, and what redis-py raises."""
-    with client.pipeline(transaction=True) as pipe:
-        pipe.exists(keys.jobs, keys.known, keys.counts, keys.failed, keys.workers)
-        pipe.xlen(keys.jobs)
-        pipe.xpending(keys.jobs, GROUP)
-        pipe.xinfo_consumers(keys.jobs, GROUP)
-        pipe.hgetall(keys.counts)
-        pipe.hgetall(keys.workers)
-        pipe.time()
-        replies = pipe.execute(raise_on_error=False)
-    present, length, pending, consumers, counts, workers, now = (
-        _group_reply(one) for one in replies
+    """Where a run stands, read in one step, also of a full server. Raises UnknownRunError, and what
+    redis-py raises."""
+    return read_run(client, keys).status
+
+
+def require_run(client: redis.Redis, keys: RunKeys) -> None:
+    """Raises UnknownRunError where the server has nothing of the run."""
+    if not client.exists(*_present(keys)):
+        raise _unknown(keys)
+
+
+def read_run(client: redis.Redis, keys: RunKeys) -> RunReading:
+    """As `run_status`, with the numbers to check it by."""
+    script = client.register_script(_READ)
+    names = [*_present(keys), keys.delayed, keys.attempts]
+    present, numbers, consumers, counts, workers, now = cast(
+        "tuple[int, list[int], list[bytes], list[bytes], list[bytes], list[bytes]]",
+        script(keys=names, args=[GROUP]),
     )
     if not present:
-        raise UnknownRunError(
-            f"no run {keys.run!r} on this server; enqueue something, or pass another --run"
-        )
-    in_flight = int(pending["pending"]) if pending else 0
-    number = {name.decode("utf-8"): int(value) for name, value in counts.items()}
-    seconds, micros = now
-    found = _workers(consumers or [], workers, 1000 * seconds + micros / 1000)
-    return RunStatus(
-        run=keys.run,
+        raise _unknown(keys)
+    length, pending, due, letters, known, attempts = numbers
+    held = {_text(name): int(number) for name, number in _pairs(consumers)}
+    delayed = held.pop(DELAYED, 0)
+    number = {_text(name): int(value) for name, value in _pairs(counts)}
+    books = Books(
         enqueued=number.get(ENQUEUED, 0),
-        waiting=max(0, length - in_flight),
-        in_flight=in_flight,
         done=number.get(DONE, 0),
         failed=number.get(FAILED, 0),
+        stream=length,
+        pending=pending,
+        delayed=delayed,
+        due=due,
+        letters=letters,
+        known=known,
+        attempts=attempts,
+    )
+    seconds, micros = map(int, now)
+    found = _workers(held, dict(_pairs(workers)), 1000 * seconds + micros / 1000)
+    return RunReading(_status(keys.run, books, found), books)
+
+
+def _status(run: str, books: Books, workers: tuple[WorkerStatus, ...]) -> RunStatus:
+    return RunStatus(
+        run=run,
+        enqueued=books.enqueued,
+        waiting=max(0, books.stream - books.pending),
+        delayed=books.delayed,
+        in_flight=books.pending - books.delayed,
+        done=books.done,
+        failed=books.failed,
         rows_per_second=sum(
-            one.activity.rows_per_second for one in found if one.alive and one.activity
+            one.activity.rows_per_second for one in workers if one.alive and one.activity
         ),
-        workers=found,
+        workers=workers,
     )
 
 
-def _group_reply(reply: Any) -> Any:
-    """None for the error of a stream or group that is not there (yet); other errors are raised."""
-    if isinstance(reply, redis.ResponseError) and (
-        "NOGROUP" in str(reply) or "no such key" in str(reply)
-    ):
-        return None
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
+def _present(keys: RunKeys) -> tuple[str, ...]:
+    return keys.jobs, keys.known, keys.counts, keys.failed, keys.workers
+
+
+def _unknown(keys: RunKeys) -> UnknownRunError:
+    return UnknownRunError(
+        f"no run {keys.run!r} on this server; enqueue something, or pass another --run"
+    )
+
+
+def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _workers(
-    consumers: list[dict[str, Any]], heartbeats: dict[bytes, bytes], now_ms: float
+    held: dict[str, int], heartbeats: dict[bytes, bytes], now_ms: float
 ) -> tuple[WorkerStatus, ...]:
-    held = {_text(one["name"]): int(one["pending"]) for one in consumers}
     seen = {_text(name): _activity(value) for name, value in heartbeats.items()}
     return tuple(
         _worker(name, held.get(name, 0), seen.get(name), now_ms) for name in sorted(held | seen)

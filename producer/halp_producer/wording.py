@@ -51,16 +51,22 @@ def _next_step(report: EnqueueReport) -> str:
     return work
 
 
+def sum_text(found: RunStatus) -> str:
+    """Where every question is, in one line."""
+    return (
+        f"run {found.run}: {found.enqueued:,} enqueued = {found.waiting:,} waiting + "
+        f"{found.delayed:,} delayed + {found.in_flight:,} in flight + {found.done:,} done + "
+        f"{found.failed:,} failed"
+    )
+
+
 def status_text(found: RunStatus) -> str:
     """One line of counts, one of rate, one for each worker."""
-    lines = [
-        f"run {found.run}: {found.enqueued:,} enqueued = {found.waiting:,} waiting + "
-        f"{found.in_flight:,} in flight + {found.done:,} done + {found.failed:,} failed"
-    ]
+    lines = [sum_text(found)]
     if found.finished:
         lines.append("nothing left to do")
     elif found.rows_per_second > 0:
-        seconds = (found.waiting + found.in_flight) / found.rows_per_second
+        seconds = (found.waiting + found.delayed + found.in_flight) / found.rows_per_second
         lines.append(f"{found.rows_per_second:,.1f} rows/s, about {_duration(seconds)} left")
     else:
         lines.append("no worker reports progress; start one: halp-worker run --store STORE")
@@ -93,11 +99,37 @@ def _worker_cells(worker: WorkerStatus) -> list[str]:
 
 def letter_text(letter: DeadLetter) -> str:
     """One line: the question's id, the reason, where and when."""
-    when = f"{letter.failed_at:%Y-%m-%d %H:%M:%S} UTC" if letter.failed_at else "at unknown time"
+    attempts = "" if letter.attempts is None else f"{_count(letter.attempts, 'attempt')}, "
     return printable(
         f"{letter.question_id or letter.entry_id}: {letter.reason or 'no reason'}: {letter.error} "
-        f"({letter.image}; {letter.worker or 'unknown worker'}, {when})"
+        f"({letter.image}; {letter.worker or 'no worker'}, {attempts}{_when(letter)})"
     )
+
+
+def letter_page(letter: DeadLetter) -> str:
+    """A line for each field, then the traceback."""
+    named = {
+        "question_id": letter.question_id,
+        "letter": letter.entry_id,
+        "reason": letter.reason,
+        "error": letter.error,
+        "attempts": "unknown" if letter.attempts is None else f"{letter.attempts:,}",
+        "worker": letter.worker,
+        "failed": _when(letter),
+        "image": letter.image,
+        "question": letter.question,
+        "ground_truth": letter.ground_truth,
+        "metadata": letter.metadata,
+    }
+    width = 1 + max(map(len, named))
+    lines = [f"{name + ':':<{width}} {printable(value)}".rstrip() for name, value in named.items()]
+    if letter.traceback:
+        lines += ["traceback:", *(f"  {printable(one)}" for one in letter.traceback.splitlines())]
+    return "\n".join(lines)
+
+
+def _when(letter: DeadLetter) -> str:
+    return f"{letter.failed_at:%Y-%m-%d %H:%M:%S} UTC" if letter.failed_at else "at unknown time"
 
 
 def _count(number: int, noun: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from halp_producer import __version__, cli
+from halp_producer import __version__, cli, failed_cli
 from halp_producer.job import decode
 from halp_producer.keys import RunKeys
 
@@ -112,7 +112,8 @@ def test_a_dry_run_adds_nothing_and_needs_no_server(halp, good, bad, client, run
         ("enqueue", "{good}", "--map", "image"),
         ("enqueue", "{good}", "--run", "two words"),
         ("status", "--run", "-"),
-        ("failed", "--limit", "0"),
+        ("failed",),
+        ("failed", "list", "--limit", "0"),
         ("dance",),
     ],
 )
@@ -139,13 +140,13 @@ def test_json_is_one_document_on_stdout(halp, bad, good):
     assert (report["added"], report["bad"], report["stopped"]) == (2, 2, False)
     status = json.loads(halp("status", "--json").stdout)
     assert (status["enqueued"], status["waiting"], status["workers"]) == (2, 2, [])
-    assert json.loads(halp("failed", "--json").stdout) == []
+    assert json.loads(halp("failed", "list", "--json").stdout) == []
 
 
 def test_status_and_failed_of_an_unknown_run_exit_1(halp):
     """A typing error in --run is said, not shown as zeros."""
-    for command in ("status", "failed"):
-        result = halp(command, "--run", "nobody")
+    for command in (["status"], ["failed", "list"], ["failed", "show", "q"]):
+        result = halp(*command, "--run", "nobody")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "error: no run 'nobody'" in result.stderr
 
@@ -157,7 +158,7 @@ def test_status_shows_the_sum_and_the_workers(halp, good, client, run):
     client.xreadgroup("workers", "w1", {keys.jobs: ">"}, count=3)
     client.hset(keys.workers, "w2", "{}")
     lines = halp("status").stdout.splitlines()
-    expected = f"run {run}: 10 enqueued = 7 waiting + 3 in flight + 0 done + 0 failed"
+    expected = f"run {run}: 10 enqueued = 7 waiting + 0 delayed + 3 in flight + 0 done + 0 failed"
     assert lines[0] == expected
     assert [one.split()[0] for one in lines[2:]] == ["w1", "w2"]
 
@@ -170,11 +171,11 @@ def test_failed_lists_reasons_on_one_line_each(halp, good, client, run):
     for _ in range(2):
         client.xadd(keys.failed, {**fields, "reason": "image-broken", "error": "bad\n\x1b[31m"})
         client.hincrby(keys.counts, "failed", 1)
-    result = halp("failed", "--limit", "1")
+    result = halp("failed", "list", "--limit", "1")
     line, total = result.stdout.splitlines()
     assert line == "q1: image-broken: bad\\n\\x1b[31m (a.jpg; w, 2023-11-14 22:13:20 UTC)"
     assert total == f"run {run}: 2 failed, 1 shown"
-    assert len(json.loads(halp("failed", "--json").stdout)) == 2
+    assert len(json.loads(halp("failed", "list", "--json").stdout)) == 2
 
 
 def test_an_image_root_that_is_not_visible_is_said_once(halp, good, tmp_path):
@@ -192,17 +193,38 @@ def test_the_version_is_the_distributions(halp):
     assert halp("--version").stdout == f"halp-stream {__version__}\n"
 
 
+WHAT_TO_MOVE = {"everything", "reason"}
+"""Said on the command line alone: a variable that was left over must not choose what to drop."""
+
+
+def commands() -> list[tuple]:
+    """(name, command, function) of every command, those of the group too."""
+    top = typer.main.get_command(cli.app).commands
+    pairs = [(one, top[one], getattr(cli, one)) for one in top if one != "failed"]
+    inner = top["failed"].commands
+    named = {"list": "list_"}
+    return pairs + [(one, inner[one], getattr(failed_cli, named.get(one, one))) for one in inner]
+
+
 def test_every_option_is_also_a_variable_and_a_parameter():
     """CLI options, HALP_* variables and parameters cannot drift apart."""
-    for name, command in typer.main.get_command(cli.app).commands.items():
-        options = [one for one in command.params if one.opts[0].startswith("-")]
+    assert len(commands()) == 7
+    for name, command, function in commands():
         shown = {one.name for one in command.params if one.name != "help"}
-        assert shown == set(inspect.signature(getattr(cli, name)).parameters)
-        for one in options:
-            if one.name != "help":
+        assert shown == set(inspect.signature(function).parameters)
+        for one in command.params:
+            if one.opts[0].startswith("-") and one.name != "help":
                 option = one.opts[0].removeprefix("--").replace("-", "_")
-                assert one.envvar == f"HALP_{option.upper()}", (name, one.opts)
+                variable = None if one.name in WHAT_TO_MOVE else f"HALP_{option.upper()}"
+                assert one.envvar == variable, (name, one.opts)
                 assert one.help
+
+
+def test_every_command_has_a_help_text_with_examples():
+    """Each says what it does and shows a line that can be typed."""
+    for name, command, _ in commands():
+        assert command.help, name
+        assert "halp-producer" in (command.epilog or ""), name
 
 
 @pytest.mark.parametrize(
@@ -210,7 +232,7 @@ def test_every_option_is_also_a_variable_and_a_parameter():
 )
 def test_the_password_is_in_no_output(good, url):
     """Errors are one sentence on stderr, without a traceback and without the password."""
-    for command in (["enqueue", str(good)], ["status"], ["failed"]):
+    for command in (["enqueue", str(good)], ["status"], ["failed", "list"], ["cancel", "--all"]):
         result = CliRunner().invoke(cli.app, [*command, "--redis-url", url])
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith("error: ")

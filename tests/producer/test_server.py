@@ -7,11 +7,11 @@ import redis
 
 from halp_producer import server as server_module
 from halp_producer.server import (
-    BLOCK_MARGIN_S,
     ServerError,
     advice,
     connect,
-    connect_blocking,
+    connect_exact,
+    explained,
     redact,
 )
 
@@ -99,14 +99,16 @@ def test_a_server_that_is_too_old_is_refused(server, monkeypatch, info, refused)
         connect(server.url)
 
 
-def test_a_blocking_connection_never_repeats_and_never_waits_for_ever(server):
-    """A repeated read would hand out jobs that nobody works on."""
-    with connect_blocking(server.url, block_ms=2000) as client:
+def test_an_exact_connection_sends_each_command_once(server):
+    """It answered already, repeats nothing, and its timeouts are finite."""
+    with connect_exact(server.url) as client:
         settings = client.connection_pool.connection_kwargs
         assert settings["retry"].get_retries() == 0
-        assert settings["socket_timeout"] == 2 + BLOCK_MARGIN_S
+        assert settings["socket_timeout"] == server_module.REQUEST_TIMEOUT_S
         assert 0 < settings["socket_connect_timeout"] < 60
         assert client.ping()
+    with pytest.raises(ServerError, match="connection refused"):
+        connect_exact("redis://127.0.0.1:1/0")
 
 
 def test_requests_are_repeated_a_few_times_with_finite_timeouts(server):
@@ -118,7 +120,7 @@ def test_requests_are_repeated_a_few_times_with_finite_timeouts(server):
 
 
 def test_a_server_that_may_evict_jobs_is_warned_of(server, tmp_path):
-    """Any policy but noeviction loses jobs once memory is full; without a limit it cannot."""
+    """An allkeys policy loses jobs once memory is full; others cannot, no key of a run expires."""
     own = type(server)(server.binary, tmp_path)
     own.start()
     try:
@@ -130,5 +132,64 @@ def test_a_server_that_may_evict_jobs_is_warned_of(server, tmp_path):
             (sentence,) = advice(client)
             assert "allkeys-lru" in sentence
             assert "set it to noeviction" in sentence
+            client.config_set("maxmemory-policy", "volatile-lru")
+            assert advice(client) == []
+    finally:
+        own.stop()
+
+
+def test_a_server_without_a_log_is_warned_of(server, tmp_path):
+    """A restart would forget the queue; said with what stays and what to do."""
+    own = type(server)(server.binary, tmp_path)
+    own.start()
+    try:
+        with connect(own.url) as client:
+            assert advice(client) == []
+            client.config_set("appendonly", "no")
+            (sentence,) = advice(client)
+            assert "appendonly no" in sentence
+            assert "what is stored stays, enqueue again" in sentence
+    finally:
+        own.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (redis.ResponseError("MISCONF Redis is configured to save"), "cannot write to its disk"),
+        (redis.ResponseError("NOREPLICAS Not enough good replicas"), "too few replicas"),
+        (redis.ResponseError("READONLY You can't write"), "read-only replica; name the primary"),
+        (redis.ReadOnlyError("You can't write"), "read-only replica; name the primary"),
+        (redis.BusyLoadingError("Redis is loading"), "still loading its data; try again"),
+        (redis.ResponseError("LOADING Redis is loading"), "still loading its data; try again"),
+        (redis.ResponseError("MASTERDOWN Link with MASTER"), "lost its primary"),
+        (redis.OutOfMemoryError("command not allowed"), "out of memory and refused"),
+        (redis.ResponseError(f"no {SECRET} here"), "refused: no *** here"),
+        (redis.ConnectionError(f"at {SECRET}"), "(at ***)"),
+        (redis.TimeoutError("Timeout reading"), "(timeout reading)"),
+    ],
+)
+def test_what_a_server_refuses_is_one_sentence(error, said):
+    """Which server, what is wrong with it, what to do; and never the password."""
+    text = str(explained(error, f"redis://me:{SECRET}@h:1/0"))
+    assert "redis://me:***@h:1/0" in text
+    assert said in text
+    assert SECRET not in text
+    assert "\n" not in text
+
+
+def test_a_server_that_cannot_save_is_explained(server, run, tmp_path):
+    """The sentence is for the error that a real server sends, out of a script too."""
+    own = type(server)(server.binary, tmp_path)
+    own.start()
+    try:
+        with connect(own.url) as client:
+            client.config_set("min-replicas-to-write", 1)
+            with pytest.raises(redis.RedisError) as caught:
+                client.hset(run, "a", "b")
+            assert "too few replicas" in str(explained(caught.value, own.url))
+            with pytest.raises(redis.RedisError) as caught:
+                client.eval("return redis.call('HSET', KEYS[1], 'a', 'b')", 1, run)
+            assert "too few replicas" in str(explained(caught.value, own.url))
     finally:
         own.stop()

@@ -6,13 +6,15 @@ import json
 import time
 
 import pytest
+import redis
 
 from halp_producer.activity import WorkerActivity
 from halp_producer.enqueue import create_group, enqueue_jobs
 from halp_producer.job import Job
-from halp_producer.keys import DONE, FAILED, GROUP, RunKeys
+from halp_producer.keys import DELAYED, DONE, FAILED, GROUP, RunKeys
 from halp_producer.letters import dead_letters
 from halp_producer.status import UnknownRunError, run_status
+from halp_producer.wording import sum_text
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def finish(client, keys: RunKeys, worker: str, count: int, outcome: str) -> None
 
 
 def test_the_numbers_add_up(client, keys):
-    """enqueued = waiting + in flight + done + failed, each the right one."""
+    """enqueued = waiting + delayed + in flight + done + failed, each the right one."""
     create_group(client, keys)
     enqueue_jobs(client, keys, jobs(20))
     finish(client, keys, "w1", 5, DONE)
@@ -59,10 +61,43 @@ def test_the_numbers_add_up(client, keys):
     assert not found.finished
 
 
+def test_delayed_jobs_are_neither_waiting_nor_in_flight(client, keys):
+    """Their consumer is no worker; a run that has only these left is not finished."""
+    create_group(client, keys)
+    enqueue_jobs(client, keys, jobs(3))
+    finish(client, keys, "w1", 1, DONE)
+    client.xreadgroup(GROUP, DELAYED, {keys.jobs: ">"}, count=2)
+    found = run_status(client, keys)
+    numbers = (found.waiting, found.delayed, found.in_flight, found.done)
+    assert numbers == (0, 2, 0, 1)
+    assert [one.worker for one in found.workers] == ["w1"]
+    assert not found.finished
+    assert sum_text(found).endswith(
+        "3 enqueued = 0 waiting + 2 delayed + 0 in flight + 1 done + 0 failed"
+    )
+
+
 def test_a_run_without_a_group_has_everything_waiting(client, keys):
     """Before the group there is nothing in flight; that is no error."""
     enqueue_jobs(client, keys, jobs(3))
     assert (run_status(client, keys).waiting, run_status(client, keys).in_flight) == (3, 0)
+
+
+def test_a_full_server_still_says_where_a_run_stands(client, keys):
+    """That is when people ask; it refuses transactions then, even those that only read."""
+    enqueue_jobs(client, keys, jobs(3))
+    client.config_set("maxmemory", 1)
+    try:
+        assert run_status(client, keys).waiting == 3
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+def test_a_key_of_another_kind_is_an_error(client, keys):
+    """It is not taken for a run without a group."""
+    client.set(keys.jobs, "mine")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        run_status(client, keys)
 
 
 def test_a_run_is_finished_when_nothing_waits_or_is_in_flight(client, keys):
@@ -116,10 +151,17 @@ def test_dead_letters_are_listed_oldest_first_and_paged(client, keys):
 def test_a_dead_letter_shows_whatever_is_there(client, keys):
     """Broken jobs end up here: missing fields and bytes that are not text are no obstacle."""
     client.xadd(keys.failed, {"question_id": b"q\xff", "failed_ms": "soon", b"\xfe": "x"})
-    client.xadd(keys.failed, {**jobs(1)[0].encode(), "reason": "r", "error": "e", "worker": "w",
-                              "failed_ms": "1700000000000"})  # fmt: skip
+    client.xadd(
+        keys.failed,
+        {
+            **jobs(1)[0].encode(),
+            **{"reason": "r", "error": "e", "worker": "w", "failed_ms": "1700000000000"},
+            **{"attempts": "3", "traceback": "t"},
+        },
+    )
     broken, whole = dead_letters(client, keys)
     assert (broken.question_id, broken.reason, broken.failed_ms) == ("q\ufffd", "", None)
-    assert broken.failed_at is None
+    assert (broken.failed_at, broken.attempts, broken.traceback) == (None, None, "")
+    assert (whole.attempts, whole.traceback) == (3, "t")
     assert (whole.question_id, whole.image, whole.error) == ("q0", "a.jpg", "e")
     assert f"{whole.failed_at:%Y-%m-%d}" == "2023-11-14"

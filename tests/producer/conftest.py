@@ -1,0 +1,101 @@
+"""A run with jobs in every place, whose sum is checked after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from halp_producer.balance import imbalances
+from halp_producer.enqueue import create_group, enqueue_jobs
+from halp_producer.job import Job
+from halp_producer.keys import DELAYED, DONE, FAILED, GROUP, RunKeys
+from halp_producer.status import read_run
+
+
+class Bench:
+    """A run, and what workers would do to it: `take`, `delay`, `done`, `fail`."""
+
+    def __init__(self, client: redis.Redis, keys: RunKeys) -> None:
+        self.client, self.keys = client, keys
+        create_group(client, keys)
+
+    def enqueue(self, *names: str) -> list[str]:
+        """The entry ids of new jobs."""
+        jobs = [
+            Job(question_id=one, image="a.jpg", question="What?", ground_truth="x") for one in names
+        ]
+        return [one.entry_id for one in enqueue_jobs(self.client, self.keys, jobs)]
+
+    def take(self, count: int = 1, worker: str = "w1") -> list[str]:
+        """The next waiting jobs into a worker's hands, at their second attempt."""
+        read = self.client.xreadgroup(GROUP, worker, {self.keys.jobs: ">"}, count=count)
+        taken = [entry_id.decode() for entry_id, _ in read[0][1]]
+        self.client.hset(self.keys.attempts, mapping=dict.fromkeys(taken, 2))
+        return taken
+
+    def delay(self, entry_id: str) -> None:
+        """From a worker to the delayed ones, due in a long time."""
+        self.client.xclaim(self.keys.jobs, GROUP, DELAYED, 0, [entry_id])
+        self.client.zadd(self.keys.delayed, {entry_id: 9e12})
+
+    def done(self, entry_id: str) -> None:
+        self._leave(entry_id, DONE)
+
+    def fail(self, entry_id: str, reason: str = "image-missing") -> str:
+        """The id of its letter."""
+        ((_, fields),) = self.client.xrange(self.keys.jobs, entry_id, entry_id)
+        more = {"reason": reason, "error": "not there", "traceback": "Traceback:\n  x\x1b\n",
+                "attempts": "2", "worker": "w1", "failed_ms": "1700000000000"}  # fmt: skip
+        letter = self.client.xadd(self.keys.failed, {**fields, **more})
+        self._leave(entry_id, FAILED)
+        return letter.decode()
+
+    def failed(self, *names: str, reason: str = "image-missing") -> list[str]:
+        """Enqueued, taken and failed: the ids of the letters. Nothing else may be waiting."""
+        self.enqueue(*names)
+        return [self.fail(one, reason) for one in self.take(len(names))]
+
+    def _leave(self, entry_id: str, count: str) -> None:
+        self.client.xack(self.keys.jobs, GROUP, entry_id)
+        self.client.xdel(self.keys.jobs, entry_id)
+        self.client.hdel(self.keys.attempts, entry_id)
+        self.client.hincrby(self.keys.counts, count, 1)
+
+    def problems(self) -> tuple[str, ...]:
+        return imbalances(read_run(self.client, self.keys).books)
+
+    def numbers(self) -> tuple[int, ...]:
+        """(enqueued, waiting, delayed, in flight, done, failed)."""
+        one = read_run(self.client, self.keys).status
+        return (one.enqueued, one.waiting, one.delayed, one.in_flight, one.done, one.failed)
+
+    def snapshot(self) -> list[object]:
+        """Everything the run keeps, to see that nothing changed."""
+        client, keys = self.client, self.keys
+        return [
+            client.xrange(keys.jobs), client.xrange(keys.failed), client.hgetall(keys.counts),
+            client.hgetall(keys.known), client.hgetall(keys.attempts),
+            client.zrange(keys.delayed, 0, -1, withscores=True),
+            [(one["message_id"], one["consumer"])
+             for one in client.xpending_range(keys.jobs, GROUP, "-", "+", 1000)],
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def keys(run: str) -> RunKeys:
+    return RunKeys(run)
+
+
+@pytest.fixture
+def bench(client: redis.Redis, keys: RunKeys) -> Bench:
+    """This test's run, with a group and no jobs."""
+    return Bench(client, keys)
+
+
+@pytest.fixture
+def full(client: redis.Redis) -> Iterator[Callable[[], None]]:
+    """`full()`: from now on the server has no memory left, until the test is over."""
+    yield lambda: client.config_set("maxmemory", 1) and None
+    client.config_set("maxmemory", 0)
