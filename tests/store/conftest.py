@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,9 @@ import pytest
 
 from halp_store.features import FeatureBatch
 from halp_store.layout import TEXT_COLUMNS, Layout
+from halp_store.names import new_segment_name, prefix_of
+from halp_store.segment import build_segment
+from halp_store.storage import LocalStorage
 from halp_store.writer import StoreWriter
 
 MakeRows = Callable[..., FeatureBatch]
@@ -30,6 +34,11 @@ def layout() -> Layout:
     )
 
 
+def _range(column: str) -> tuple[int, int]:
+    """Any prompt is longer than any position and any number of image tokens."""
+    return (500, 999) if column == "prompt_tokens" else (1, 500)
+
+
 @pytest.fixture(scope="session")
 def make_rows(layout: Layout) -> MakeRows:
     """Rows whose values follow from id and content, so that any reader can check them."""
@@ -42,7 +51,7 @@ def make_rows(layout: Layout) -> MakeRows:
         seeds = [[*content.encode(), *one.encode()] for one in ids]
         draws = [np.random.default_rng(seed) for seed in seeds]
         integers = {
-            name: np.array([draw.integers(0, 999, shape) for draw in draws], np.int64)
+            name: np.array([draw.integers(*_range(name), shape) for draw in draws], np.int64)
             for name, (_, shape) in of.integer_columns().items()
         }
         vectors = {
@@ -85,6 +94,24 @@ def fork() -> Fork:
     yield start
     for child in children:
         try:
-            os.waitpid(child, 0)
+            if os.waitpid(child, os.WNOHANG) == (0, 0):
+                os.kill(child, signal.SIGCONT)  # a test that failed may have left it stopped
+                os.waitpid(child, 0)
         except ChildProcessError:
             continue  # the test has waited for it
+
+
+@pytest.fixture(scope="session")
+def publish() -> Callable[..., str]:
+    """Put a segment into a store as a writer does, but with any rows and under any name."""
+
+    def put(path: os.PathLike[str], features: FeatureBatch, worker: str = "hand") -> str:
+        name = worker if prefix_of(worker) else new_segment_name(worker)
+        segment = build_segment(features, name=name, provenance={}, created="2026-01-01")
+        disk = LocalStorage(path)
+        for key, value in segment.staged.items():
+            disk.write(f"segments/{name}/{key}", value)
+        assert disk.publish(f"segments/{name}/zarr.json", segment.metadata)
+        return name
+
+    return put

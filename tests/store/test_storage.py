@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 
 import pytest
 
@@ -85,3 +86,42 @@ def test_what_is_absent_reads_as_none(tmp_path):
     disk.write("file", b"x")
     assert disk.read("nothing") is disk.read("no/thing") is disk.read("file/x") is None
     assert disk.list_segments() == []
+
+
+def test_keys_are_listed_at_any_depth(tmp_path):
+    """All files below a prefix, as keys; none where there is nothing."""
+    disk = LocalStorage(tmp_path)
+    for key in ("a/b/c/d", "a/b/e", "ab/x"):
+        disk.write(key, b"x")
+    assert sorted(disk.list_keys("a")) == ["a/b/c/d", "a/b/e"]
+    assert disk.list_keys("nothing") == disk.list_keys("ab/x") == []
+
+
+def test_an_age_is_that_of_the_newest_below(tmp_path):
+    """Files and folders count, and what is absent has no age."""
+    disk = LocalStorage(tmp_path)
+    disk.write("a/b/old", b"x")
+    for name in ("a/b/old", "a/b", "a"):
+        os.utime(tmp_path / name, (1, 1))
+    assert disk.age_seconds("a") == pytest.approx(time.time() - 1, abs=5)
+    disk.write("a/b/new", b"x")
+    assert disk.age_seconds("a/b/old") == pytest.approx(time.time() - 1, abs=5)
+    assert disk.age_seconds("a") < 60
+    assert disk.age_seconds("nothing") is None
+
+
+def test_a_delete_removes_all_but_what_is_kept(tmp_path):
+    """And the folders that become empty; a single key too; nothing is no error."""
+    disk = LocalStorage(tmp_path)
+    for key in ("a/b/c", "a/d", "a/keep", "x"):
+        disk.write(key, b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    (tmp_path / "a" / "outside").symlink_to(tmp_path)
+    assert disk.delete("a", keep={"a/keep"}) == 3
+    assert sorted(disk.list_keys("")) == ["a/keep", "link", "x"]
+    assert not (tmp_path / "a" / "b").exists()
+    assert disk.delete("x") == 1
+    assert disk.delete("x") == disk.delete("nothing") == 0
+    assert disk.delete("a/keep", keep={"a/keep"}) == 0
+    assert disk.delete("a") == 1
+    assert not (tmp_path / "a").exists()

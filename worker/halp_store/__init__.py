@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from halp_store.layout import Layout
     from halp_store.reader import Store, open_store
     from halp_store.record import Record
+    from halp_store.verification import Verification
+    from halp_store.verify import verify_store
     from halp_store.writer import Flush, StoreWriter
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreWriter",
+    "Verification",
     "open_store",
+    "verify_store",
 ]
 
 _HOMES: Final = {
@@ -43,7 +47,9 @@ _HOMES: Final = {
     "Store": "reader",
     "StoreError": "errors",
     "StoreWriter": "writer",
+    "Verification": "verification",
     "open_store": "reader",
+    "verify_store": "verify",
 }
 
 

@@ -1,4 +1,4 @@
-"""`halp-store`: look into a store from a terminal.
+"""`halp-store`: look into a store from a terminal; `verify` has its own file.
 
 Exit codes: 0 done, 1 there is no such store or id (or it is damaged), 2 the command line is wrong.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from halp_store.errors import StoreError
+from halp_store import cli_verify
+from halp_store.console import AsJson, StorePath, guarded, plain_console, print_json
 
 if TYPE_CHECKING:
     from halp_store.reader import Store
@@ -30,11 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-_NEEDS_EXTRA: Final = "halp-store needs numpy and zarr: pip install 'halp-stream[store]'"
-
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Directory of the store.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+app.command(epilog=cli_verify.EXAMPLES)(cli_verify.verify)
 
 
 def main() -> None:
@@ -47,14 +43,14 @@ def main() -> None:
 )
 def info(store: StorePath, as_json: AsJson = False) -> None:
     """Say what a store holds: rows, segments, layers, positions, model, size, finish reasons."""
-    facts = _guarded(lambda: _facts(_open(store)))
+    facts = guarded(lambda: _facts(_open(store)))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     table = Table("", "", show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(f"[bold]{escape(name.replace('_', ' '))}[/]", escape(_shown(name, value)))
-    _console().print(table)
+    plain_console().print(table)
 
 
 @app.command(
@@ -67,11 +63,11 @@ def get(
     as_json: AsJson = False,
 ) -> None:
     """Print one row: question, image, truth, answer, positions, shapes and vector norms."""
-    row = _guarded(lambda: _row(_open(store)[question_id]))
+    row = guarded(lambda: _row(_open(store)[question_id]))
     if as_json:
-        _print_json(row)
+        print_json(row)
         return
-    console, table = _console(), Table("", "", show_header=False, box=None)
+    console, table = plain_console(), Table("", "", show_header=False, box=None)
     arrays = row.pop("arrays")
     for name, value in row.items():
         table.add_row(f"[bold]{escape(name.replace('_', ' '))}[/]", escape(_shown(name, value)))
@@ -87,23 +83,6 @@ def _open(path: Path) -> Store:
     from halp_store.reader import open_store
 
     return open_store(path)
-
-
-def _guarded(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `read` returns; a store error or a missing extra ends the process with its sentence."""
-    try:
-        return read()
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in {"numpy", "zarr"}:
-            raise
-        _fail(_NEEDS_EXTRA)
-    except (StoreError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
 
 
 def _facts(store: Store) -> dict[str, Any]:
@@ -171,12 +150,3 @@ def _leaves(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]
             yield from _leaves(one, f"{above}{name}.")
         else:
             yield f"{above}{name}", json.dumps(one, ensure_ascii=False)
-
-
-def _console() -> Console:
-    # Answers are shown as they are: ":smile:" is no emoji, a number in one needs no colour.
-    return Console(emoji=False, highlight=False)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -16,7 +16,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore, StorePath
 
 from halp_store.errors import DamagedSegment
-from halp_store.segment import array_documents
+from halp_store.segment import array_documents, parse_json
 from halp_store.storage import METADATA, SEGMENTS, Storage
 
 
@@ -62,6 +62,21 @@ class PublishedSegment:
             return opened[...] if layer is None else opened[:, layer]  # type: ignore[return-value]
         except (ValueError, RuntimeError) as error:
             raise self._damage(array, f"cannot be decoded ({error})") from error
+
+    def check_own_metadata(self, array: str) -> None:
+        """Raises DamagedSegment unless the array's own zarr.json says what the segment's says.
+
+        This room reads the segment's; other Zarr readers may take the array's own.
+        """
+        document = self._storage.read(f"{SEGMENTS}/{self._name}/{array}/{METADATA}")
+        if document is None:
+            raise self._damage(array, "its own zarr.json is missing")
+        try:
+            same = parse_json(document) == self._documents.get(array)
+        except ValueError as error:
+            raise self._damage(array, f"its own zarr.json cannot be read ({error})") from error
+        if not same:
+            raise self._damage(array, "its own zarr.json differs from the segment's")
 
     def _open(self, array: str, fetched: dict[str, Buffer]) -> zarr.Array[Any]:
         place = StorePath(MemoryStore(fetched))

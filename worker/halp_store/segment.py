@@ -24,7 +24,12 @@ from halp_store.layout import LAYOUT_VERSION, TEXT_COLUMNS
 from halp_store.storage import METADATA
 
 TOMBSTONE: Final = "tombstone"
-"""Attribute of a zarr.json that a clean-up published in a segment's place: there is no segment."""
+"""Attribute of a zarr.json that stands in a segment's place: there is no segment."""
+
+TOMBSTONE_DOCUMENT: Final = json.dumps(
+    {"zarr_format": 3, "node_type": "group", "attributes": {TOMBSTONE: True}}
+).encode()
+"""That zarr.json. Whoever creates it first has fenced the segment; see `halp_store.fence`."""
 
 # A chunk of one array is a file beside its zarr.json: no directory levels to create and sync.
 _CHUNK_KEYS: Final[Any] = {"name": "default", "separator": "."}
@@ -88,7 +93,7 @@ def parse_header(document: bytes) -> Header | None:
 
     Raises ValueError saying what is wrong with it.
     """
-    parsed = json.loads(document)
+    parsed = parse_json(document)
     attributes = parsed.get("attributes") if isinstance(parsed, dict) else None
     if not isinstance(attributes, dict):
         raise ValueError("expected the metadata of a Zarr group, got something else")
@@ -103,13 +108,22 @@ def parse_header(document: bytes) -> Header | None:
         raise ValueError("expected attributes nonce, question_ids and content_hashes")
     if len(ids) != len(hashes):
         raise ValueError(f"expected as many content_hashes as ids, got {len(hashes)}, {len(ids)}")
+    "".join([*ids, *hashes]).encode()  # a ValueError too, for a lone surrogate: \\ud800
     return Header(nonce, tuple(ids), tuple(hashes))
+
+
+def parse_json(document: bytes) -> Any:
+    """Raises ValueError for all that is not JSON, and for JSON that is nested too deeply."""
+    try:
+        return json.loads(document)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def array_documents(document: bytes) -> dict[str, dict[str, Any]]:
     """array -> its metadata, from a segment's zarr.json. Raises ValueError if it has none."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(document)["consolidated_metadata"]["metadata"]
+        found: dict[str, dict[str, Any]] = parse_json(document)["consolidated_metadata"]["metadata"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"expected consolidated metadata, {error} is missing") from error
     return found

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
@@ -38,7 +39,11 @@ class Storage(Protocol):
         """The root as a user would write it, for messages."""
 
     def list_segments(self) -> list[str]:
-        """Names below `segments/`, published or not, in no particular order."""
+        """Names below `segments/`, published or not, in no particular order.
+
+        A name is there from the first key that was written below it on, for every caller: a
+        fence rests on it.
+        """
 
     def read(self, key: str) -> bytes | None:
         """The whole value, or None if there is no such key."""
@@ -57,6 +62,19 @@ class Storage(Protocol):
 
     def size(self) -> int:
         """All bytes below the root."""
+
+    def list_keys(self, prefix: str) -> list[str]:
+        """All keys below `prefix`, in no particular order."""
+
+    def age_seconds(self, prefix: str) -> float | None:
+        """Since the newest change of the key `prefix` or of anything below it, by the clock of
+        this machine; None if there is nothing."""
+
+    def delete(self, prefix: str, keep: Collection[str] = ()) -> int:
+        """Remove the key `prefix` and all below it but the keys in `keep`; how many went.
+
+        Not atomic. Others may write or delete there meanwhile: what they write may stay.
+        """
 
 
 class LocalStorage:
@@ -123,6 +141,33 @@ class LocalStorage:
     def size(self) -> int:
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
 
+    def list_keys(self, prefix: str) -> list[str]:
+        return [
+            path.relative_to(self.root).as_posix()
+            for path, is_folder in _walk(self.root / prefix)
+            if not is_folder
+        ]
+
+    def age_seconds(self, prefix: str) -> float | None:
+        top = self.root / prefix
+        times = [_changed(path) for path in (top, *(path for path, _ in _walk(top)))]
+        known = [one for one in times if one is not None]
+        return time.time() - max(known) if known else None
+
+    def delete(self, prefix: str, keep: Collection[str] = ()) -> int:
+        top = self.root / prefix
+        kept = {self.root / key for key in keep}
+        if top.is_file():
+            return 0 if top in kept else _unlink(top)
+        removed = 0
+        for path, is_folder in _walk(top):
+            if is_folder:
+                _remove_folder(path)
+            elif path not in kept:
+                removed += _unlink(path)
+        _remove_folder(top)
+        return removed
+
 
 def _create(path: Path, value: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -167,3 +212,45 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
+    """(path, whether it is a folder) of all below `top`, what a folder holds before the folder.
+
+    Links are not followed. What goes away meanwhile is passed over.
+    """
+    try:
+        with os.scandir(top) as entries:
+            found = [(Path(entry.path), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path, is_folder in found:
+        if is_folder:
+            yield from _walk(path)
+        yield path, is_folder
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.lstat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _unlink(path: Path) -> int:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return 1
+
+
+def _remove_folder(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        # Something was kept in it, or somebody writes into it meanwhile.
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise

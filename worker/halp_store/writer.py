@@ -1,8 +1,12 @@
 """`StoreWriter`: buffers finished rows and commits them as segments; the only maker of receipts.
 
 A flush: refresh the index, build the segment in memory, stage all of it but its zarr.json, make
-that durable, publish the zarr.json only if absent, read it back. Committed means that the nonce
-read back is ours. One thread uses a writer; any number of writers share a store.
+that durable, ask which rows are still ours, publish the zarr.json only if absent, read it back.
+Committed means that the nonce read back is ours. One thread uses a writer; any number of writers
+share a store.
+
+Who takes rows from another worker calls `fence` before `lookup`: what that worker staged before is
+published by then and found, or never; what it stages later it asks about, and is told no.
 
 Not guaranteed: what `halp_store.index` says about one id with two contents in the same moment;
 this writer reports the conflict if it lost, but cannot know of a rival that published later.
@@ -11,10 +15,8 @@ this writer reports the conflict if it lost, but cannot know of a rival that pub
 from __future__ import annotations
 
 import os
-import re
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,8 +25,10 @@ from typing import Any, Final, Literal
 from halp_store.buffer import RowBuffer
 from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreMismatch
 from halp_store.features import FeatureBatch, Receipt, RowKey, _seal_receipt
+from halp_store.fence import delete_staged, fence_segment, is_fenced
 from halp_store.index import SegmentIndex
 from halp_store.layout import Layout
+from halp_store.names import new_segment_name, prefix_of, worker_prefix
 from halp_store.root import claim_root
 from halp_store.segment import Segment, build_segment, parse_header
 from halp_store.storage import METADATA, SEGMENTS, LocalStorage, Storage
@@ -33,12 +37,14 @@ RowState = Literal["new", "buffered", "stored", "conflict"]
 """Of a row: unknown; waiting for a flush with this content; committed with this content; buffered
 or committed with other content."""
 
-# A name is lost only to a clean-up that fenced it, which is rare; more often means it is broken.
+MayCommit = Callable[[Sequence[RowKey]], Collection[RowKey]]
+"""Is asked about rows and answers with those that are still ours; what it raises comes out of
+`flush`. It renews what it answers with for as long as a publish takes."""
+
+# A name is lost only to who fenced it, which is rare; more often means that it is broken.
 _PUBLISH_TRIES: Final = 4
 # One after the other costs a disk journal commit per file; eight at a time share one.
 _STAGING_THREADS: Final = 8
-# Leaves room for the dash and the uuid in file systems' usual 255 bytes a name.
-_WORKER_CHARACTERS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,24 @@ class Flush:
     conflicts: rows that were not written because their id has other content. Their first writer
         keeps it.
     segment: name of the segment that this flush wrote, if it wrote one.
+    withheld: rows that were not written because they are not ours any more, and that nobody had
+        stored when this flush ended.
     """
 
     receipt: Receipt | None
     conflicts: tuple[RowKey, ...]
     segment: str | None
+    withheld: tuple[RowKey, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Of the buffered rows: indices of those to write, and what is wrong with the others."""
+    """Of the buffered rows: those to write and where they are, and what is with the others."""
 
-    write: list[int]
+    write: dict[RowKey, int]
     stored: list[RowKey]
     conflicts: list[RowKey]
+    withheld: list[RowKey]
 
 
 class StoreWriter:
@@ -85,7 +95,9 @@ class StoreWriter:
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
         self._staging_deadline_seconds, self._clock = staging_deadline_seconds, clock
         self._index = SegmentIndex(storage)
-        self._durable: set[str] = set()  # segments that were published durably, as far as known
+        # Segments that were published, or fenced, durably, as far as known.
+        self._durable: set[str] = set()
+        self._fenced: set[str] = set()
         self._buffer = RowBuffer()
 
     @classmethod
@@ -111,7 +123,7 @@ class StoreWriter:
         """
         if flush_rows < 1:
             raise ValueError(f"flush_rows: expected at least 1, got {flush_rows}")
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", worker).lstrip(".-")[:_WORKER_CHARACTERS]
+        name = worker_prefix(worker)
         if not name:
             raise ValueError(f"worker: expected a name with letters or digits, got {worker!r}")
         storage = storage or LocalStorage(path)
@@ -170,41 +182,82 @@ class StoreWriter:
             )
         self._buffer.append(features, self._clock())
 
-    def flush(self) -> Flush:
+    def fence(self, workers: Iterable[str]) -> int:
+        """Stop these workers from publishing what they have staged, then refresh; how many
+        segments were fenced by this call.
+
+        workers: as they were given to `open`. When it returns, each of their segments that was
+        staged before the call is in the index or can never be published, durably.
+        Raises DamagedSegment, or OSError from the disk.
+        """
+        prefixes = {worker_prefix(worker) for worker in workers}
+        self._index.refresh()
+        settled = self._fenced.union(self._index.segments)
+        staged = [
+            name
+            for name in self._storage.list_segments()
+            if name not in settled and prefix_of(name) in prefixes
+        ]
+        won = [name for name in staged if fence_segment(self._storage, name)]
+        if staged:  # another's tombstone, too, may be seen before it is durable
+            self._storage.sync([*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""])
+        self._index.refresh()
+        self._fenced.update(set(staged).difference(self._index.segments))
+        return len(won)
+
+    def flush(self, may_commit: MayCommit | None = None) -> Flush:
         """Commit what is buffered. If it raises, the buffer is as before.
 
-        Raises StagingTooSlow, PublishFailed, DamagedSegment, or OSError from the disk.
+        may_commit: is asked before the rows are built and again when they are staged; all rows
+            are taken for ours without it. Rows that it leaves out are withheld and leave the
+            buffer. It is not asked about rows that are stored.
+        Raises StagingTooSlow, PublishFailed, DamagedSegment, OSError from the disk, or what
+        `may_commit` raises.
         """
-        for _ in range(_PUBLISH_TRIES):
+        withheld: set[RowKey] = set()
+        tries = 0
+        while tries < _PUBLISH_TRIES:
             self._index.refresh()
-            plan = self._plan()
+            plan = self._plan(withheld)
             if not plan.write:
-                return self._finish(plan.stored, plan.conflicts, None)
-            segment = self._build(plan.write)
+                return self._finish(plan, None)
+            if lost := _lost(plan.write, may_commit):
+                withheld |= lost
+                continue
+            segment = self._build(list(plan.write.values()))
             self._stage(segment)
+            if lost := _lost(plan.write, may_commit):
+                withheld |= lost
+                self._give_up(segment)
+                continue
             if self._publish(segment):
                 # Again, because another writer may have published the same id while we wrote.
                 self._index.refresh()
-                plan = self._plan()
-                return self._finish(plan.stored, plan.conflicts, segment.name)
+                return self._finish(self._plan(withheld), segment.name)
+            tries += 1
         raise PublishFailed(self._storage.where, _PUBLISH_TRIES)
 
-    def _plan(self) -> _Plan:
-        plan = _Plan([], [], [])
+    def _plan(self, withheld: Collection[RowKey]) -> _Plan:
+        plan = _Plan({}, [], [], [])
+        first: dict[str, RowKey] = {}  # of the buffered rows that are ours
         for key, row in self._buffer:
-            state = self.lookup(key)
+            state = self._index.state(key)
             if state == "stored":
                 plan.stored.append(key)
             elif state == "conflict":
                 plan.conflicts.append(key)
+            elif key in withheld:
+                plan.withheld.append(key)
+            elif first.setdefault(key.question_id, key) != key:
+                plan.conflicts.append(key)
             else:
-                plan.write.append(row)
+                plan.write[key] = row
         return plan
 
     def _build(self, rows: list[int]) -> Segment:
         return build_segment(
             self._buffer.features(rows),
-            name=f"{self._worker}-{uuid.uuid4().hex}",
+            name=new_segment_name(self._worker),
             provenance=self._provenance,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
@@ -237,11 +290,17 @@ class StoreWriter:
         self._index.add(segment.name, header)
         return True
 
-    def _finish(self, stored: list[RowKey], conflicts: list[RowKey], segment: str | None) -> Flush:
-        self._make_durable(stored)
-        receipt = _seal_receipt(tuple(stored)) if stored else None
+    def _give_up(self, segment: Segment) -> None:
+        """Never to be published. Its zarr.json is a tombstone from now on, whoever made it."""
+        fence_segment(self._storage, segment.name)
+        if is_fenced(self._storage, segment.name):
+            delete_staged(self._storage, segment.name)
+
+    def _finish(self, plan: _Plan, segment: str | None) -> Flush:
+        self._make_durable(plan.stored)
+        receipt = _seal_receipt(tuple(plan.stored)) if plan.stored else None
         self._buffer = RowBuffer()
-        return Flush(receipt, tuple(conflicts), segment)
+        return Flush(receipt, tuple(plan.conflicts), segment, tuple(plan.withheld))
 
     def _make_durable(self, keys: Iterable[RowKey]) -> None:
         # Another writer's row can be seen before its own sync has ended; a receipt may not.
@@ -249,3 +308,8 @@ class StoreWriter:
         names = {place.segment for place in places if place} - self._durable
         self._storage.sync(sorted(f"{SEGMENTS}/{name}" for name in names))
         self._durable |= names
+
+
+def _lost(rows: Collection[RowKey], may_commit: MayCommit | None) -> set[RowKey]:
+    """The rows that are not ours any more."""
+    return set(rows).difference(may_commit(tuple(rows))) if may_commit else set()

@@ -1,0 +1,61 @@
+"""`repair`: removes what no reader can see: segments that nobody will publish, half-written files.
+
+Published segments are never touched. A segment is fenced before its files go, so a worker that
+wakes up late publishes nothing; its tombstone stays for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halp_store.fence import delete_staged, fence_segment, is_fenced
+from halp_store.names import prefix_of
+from halp_store.root import read_root
+from halp_store.storage import METADATA, PARTIAL, SEGMENTS, Storage
+
+
+@dataclass(frozen=True)
+class Repair:
+    """fenced: segments that this repair fenced, sorted. files_removed: of them, and of segments
+    that were fenced before. partials_removed: half-written zarr.json files. waiting: segments that
+    are not published and younger than the grace, sorted; they were left alone.
+    """
+
+    fenced: tuple[str, ...]
+    files_removed: int
+    partials_removed: int
+    waiting: tuple[str, ...]
+
+
+def repair(storage: Storage, *, grace_seconds: float) -> Repair:
+    """Remove leftovers that did not change for `grace_seconds`.
+
+    grace_seconds: the writers' staging deadline at least; with less, a live worker may lose its
+        files while it writes them, which ends it and costs no row.
+    Raises NotAStore, LayoutVersionError, ValueError for a negative grace, OSError from the disk.
+    """
+    if grace_seconds < 0:
+        raise ValueError(f"grace_seconds: expected 0 or more, got {grace_seconds}")
+    read_root(storage)
+    fenced, waiting, removed = [], [], 0
+    for name in sorted(filter(prefix_of, storage.list_segments())):
+        root = f"{SEGMENTS}/{name}"
+        document = storage.read(f"{root}/{METADATA}")
+        if document and not is_fenced(storage, name):
+            continue
+        age = storage.age_seconds(root)
+        if age is None or age < grace_seconds:
+            waiting += [] if document else [name]
+            continue
+        fenced += [name] if fence_segment(storage, name) else []
+        # Published in between, or not a tombstone for some other reason? Then it is not ours.
+        if is_fenced(storage, name):
+            removed += delete_staged(storage, name)
+    partials = [key for key in storage.list_keys(PARTIAL) if _is_old(storage, key, grace_seconds)]
+    deleted = sum(storage.delete(key) for key in partials)
+    return Repair(tuple(fenced), removed, deleted, tuple(waiting))
+
+
+def _is_old(storage: Storage, key: str, grace_seconds: float) -> bool:
+    age = storage.age_seconds(key)
+    return age is not None and age >= grace_seconds
