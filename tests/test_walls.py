@@ -47,7 +47,10 @@ def test_importing_a_room_costs_nothing():
 
 @pytest.mark.parametrize(
     "module",
-    ["halp_worker.cli", "halp_worker.consumer", "halp_worker.heartbeat", "halp_worker.batcher"],
+    [
+        *("halp_worker.cli", "halp_worker.consumer", "halp_worker.heartbeat"),
+        *("halp_worker.batcher", "halp_worker.devices", "halp_worker.health"),
+    ],
 )
 def test_torch_has_one_room(module):
     """Fetching, batching and the command's help work without it."""
@@ -56,7 +59,7 @@ def test_torch_has_one_room(module):
 
 def test_the_loop_does_not_know_torch():
     """It sees batches and rows, never a tensor."""
-    assert not loaded_by("halp_worker.service") & HEAVY
+    assert not loaded_by("halp_worker.service", "halp_worker.assembly") & HEAVY
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,6 @@ CONNECT_TIMEOUT_S: Final = 5.0
 REQUEST_TIMEOUT_S: Final = 20.0
 """Longer than a server stalls for a slow disk, shorter than a person waits."""
 
-BLOCK_MARGIN_S: Final = 5.0
-"""What a blocking read may take beyond its own time before the connection counts as dead."""
-
 _REQUEST_RETRIES: Final = 3
 _MIN_REDIS: Final = (7, 0, 5)
 """XINFO GROUPS got its exact lag, and XAUTOCLAIM its fixes, with 7.0.5."""
@@ -68,12 +65,6 @@ def connect_exact(url: str) -> redis.Redis:
     it may have taken effect, and a success is that of the only try."""
     _probe(url)
     return _client(url, Retry(NoBackoff(), 0), REQUEST_TIMEOUT_S)
-
-
-def connect_blocking(url: str, block_ms: int) -> redis.Redis:
-    """A client for reads that block up to `block_ms`. It repeats nothing: a read that is repeated
-    after a lost reply would hand out jobs that nobody works on. Connects at first use."""
-    return _client(url, Retry(NoBackoff(), 0), block_ms / 1000 + BLOCK_MARGIN_S)
 
 
 def _probe(url: str) -> None:

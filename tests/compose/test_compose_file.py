@@ -93,6 +93,16 @@ def test_workers_can_be_scaled_and_stop_in_order(service):
     assert settings["depends_on"] == {"server": {"condition": "service_healthy"}}
 
 
+@pytest.mark.parametrize("service", WORKERS)
+def test_a_worker_is_healthy_while_it_asks_for_work(service):
+    """Judged by its own command, with time for loading a model; no port is published for it."""
+    check = SERVICES[service]["healthcheck"]
+    assert check["test"] == ["CMD", "halp-worker", "health"]
+    assert "health" in typer.main.get_command(app).commands
+    assert check["start_period"] == "600s"
+    assert "ports" not in SERVICES[service]
+
+
 def test_every_option_of_the_worker_can_be_set():
     """Each HALP_* variable of `halp-worker run` reaches the service; --until-empty would make it
     start again and again."""

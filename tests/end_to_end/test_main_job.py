@@ -128,6 +128,7 @@ def extracted_directly(scene, question_ids):
     """Rows of the given ids, each alone through the model in this process."""
     from halp_producer import Job
     from halp_worker.batcher import Batch
+    from halp_worker.delivery import row_key
     from halp_worker.launch import input_builder
     from halp_worker.model.extractor import Extractor
     from halp_worker.model.layers import choose_layers, layout_of
@@ -144,7 +145,9 @@ def extracted_directly(scene, question_ids):
     extractor = Extractor(loaded, layout)
     records = dataset(scene)
     return {
-        name: extractor.extract(Batch((inputs.prepare(Job(**records[name])),))).features
+        name: extractor.extract(
+            Batch((row_key(Job(**records[name])),), (inputs.prepare(Job(**records[name])),))
+        ).features
         for name in question_ids
     }
 
@@ -179,8 +182,8 @@ def test_a_bad_image_ends_in_the_failed_stream_and_nowhere_else(commands, scene,
     assert done.returncode == 0, done.stderr
     output = finish(commands.worker())
     assert "1 stored" in output
-    assert "2 rejected" in output
-    letters = json.loads(commands.producer("failed", "--json").stdout)
+    assert "2 failed" in output
+    letters = json.loads(commands.producer("failed", "list", "--json").stdout)
     reasons = {letter["question_id"]: letter["reason"] for letter in letters_of(letters)}
     assert reasons == {"gone": "image_missing", "bad": "image_unreadable"}
     assert list(open_store(commands.store)) == ["good"]

@@ -14,7 +14,7 @@ from halp_producer import Job, RunKeys
 from halp_producer.columns import Columns
 from halp_producer.dataset import Dataset
 from halp_producer.enqueue import Outcome, enqueue_jobs
-from halp_producer.server import connect_blocking
+from halp_producer.server import connect_exact
 from halp_producer.status import run_status
 from halp_store import FeatureBatch, Layout, Receipt, StoreWriter, open_store
 from halp_worker.consumer import Consumer
@@ -92,11 +92,12 @@ def test_the_life_of_a_job(job, keys, server, client, tmp_path):
     assert client.xlen(keys.jobs) == 1
 
     # 4. A worker is a consumer of the run's group. What it reads is in its hands.
-    with connect_blocking(server.url, 100) as blocking:
-        consumer = Consumer(blocking, client, keys, name="worker-1", lease_ms=60_000)
+    with connect_exact(server.url) as connection:
+        consumer = Consumer(connection, keys, name="worker-1", lease_ms=60_000)
         (delivery,) = consumer.read(slots=8, block_ms=0)
         assert delivery.job == job
         assert (run_status(client, keys).waiting, run_status(client, keys).in_flight) == (0, 1)
+        assert consumer.begin([delivery]).started == [delivery]  # counted before work starts
 
         # 5. The store does not know it yet; the row is buffered, then committed.
         path = tmp_path / "run.zarr"
@@ -105,7 +106,7 @@ def test_the_life_of_a_job(job, keys, server, client, tmp_path):
         writer.append(features_of(delivery.job))
         assert writer.lookup(delivery.key) == "buffered"
         assert len(open_store(path)) == 0
-        flush = writer.flush()
+        flush = writer.flush(may_commit=consumer.renew)  # only what is still ours
         assert len(open_store(path)) == 1
 
         # 6. Only a committed write makes a receipt, and only a receipt acknowledges.

@@ -141,8 +141,10 @@ class Bench:
 
     def extract(self, samples: list[Any]) -> Any:
         from halp_worker.batcher import Batch
+        from halp_worker.delivery import row_key
 
-        return self.extractor.extract(Batch(tuple(samples)))
+        keys = tuple(row_key(sample.job) for sample in samples)
+        return self.extractor.extract(Batch(keys, tuple(samples)))
 
 
 @pytest.fixture(scope="session")

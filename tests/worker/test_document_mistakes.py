@@ -173,7 +173,7 @@ def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench)
         extraction = bench.extract(samples)
     finally:
         handle.remove()
-    ((key, rejection),) = extraction.rejections
+    ((key, rejection),) = extraction.fates
     assert key.question_id == "coffee_0"
     assert rejection.reason == "not_finite"
     assert f"query_token layer {layer}" in rejection.error

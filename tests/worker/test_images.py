@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import http.server
 import io
 import os
+import resource
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from halp_worker.fates import Reason, Rejected
-from halp_worker.model import images
+from halp_worker.fates import Reason, Rejected, Retryable
+from halp_worker.model import download, images
 from halp_worker.model.images import ImageReader
 
 
@@ -28,6 +33,12 @@ def rejection(root, name, **options):
     with pytest.raises(Rejected) as caught:
         ImageReader(root, **options).read(name)
     return caught.value.rejection
+
+
+def setback(root, name, **options):
+    with pytest.raises(Retryable) as caught:
+        ImageReader(root, **options).read(name)
+    return caught.value.setback
 
 
 def save(root, name, image, **options):
@@ -166,21 +177,131 @@ def test_a_file_too_large_is_not_read(root, monkeypatch):
     assert rejection(root, name).reason is Reason.IMAGE_TOO_LARGE
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN])
+def test_a_disk_that_fails_for_now_is_no_fault_of_the_image(root, monkeypatch, number):
+    """A network disk comes back: the job is tried again, with the error's words."""
+
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    save(root, "a.png", noise())
+    monkeypatch.setattr(images.os, "open", fail)
+    found = setback(root, "a.png")
+    assert found.reason is Reason.IMAGE_UNAVAILABLE
+    assert os.strerror(number) in found.error
+
+
+def test_too_many_open_files_is_no_fault_of_the_image(root):
+    """The limit is the process's; it has room again when others have closed theirs."""
+    save(root, "a.png", noise())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        found = setback(root, "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.reason is Reason.IMAGE_UNAVAILABLE
+
+
+def test_a_file_that_may_not_be_read_is_rejected(root, monkeypatch):
+    """Permissions do not mend themselves."""
+
+    def fail(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    save(root, "a.png", noise())
+    monkeypatch.setattr(images.os, "open", fail)
+    assert rejection(root, "a.png").reason is Reason.IMAGE_UNREADABLE
+
+
+def test_an_image_root_that_is_gone_does_not_fail_the_run(root):
+    """An unmounted disk would otherwise reject every question as missing."""
+    name = save(root, "a.png", noise())
+    reader = ImageReader(root)
+    root.rename(root.parent / "away")
+    with pytest.raises(Retryable, match="the image root is gone") as caught:
+        reader.read(name)
+    assert caught.value.setback.reason is Reason.IMAGE_UNAVAILABLE
+    (root.parent / "away").rename(root)
+    assert reader.read(name).pixels.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError("out of memory error when reading image file")], ids=repr
+)
+def test_a_host_without_memory_for_an_image_tries_later(root, monkeypatch, error):
+    """The image is within the limits: another time there may be room."""
+
+    def fail(*arguments, **options):
+        raise error
+
+    save(root, "a.png", noise())
+    monkeypatch.setattr(images.Image, "open", fail)
+    assert setback(root, "a.png").reason is Reason.IMAGE_UNAVAILABLE
+
+
+class Web(http.server.SimpleHTTPRequestHandler):
+    """Files of the root; below `/odd/`, everything that servers do wrong."""
+
+    ended: threading.Event
+
+    def __init__(self, *args, **options):
+        with contextlib.suppress(ConnectionError):  # clients that give up
+            super().__init__(*args, **options)
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        kind, _, argument = self.path.removeprefix("/odd/").partition("/")
+        if not self.path.startswith("/odd/"):
+            super().do_GET()
+        elif kind == "status":
+            self.send_error(int(argument))
+        elif kind == "again":
+            self.redirect(self.path)
+        elif kind == "file":
+            self.redirect("file:///etc/passwd")
+        elif kind == "silent":
+            self.ended.wait(30)
+        elif kind == "cut":
+            self.start("Content-Length: 1000")
+            self.wfile.write(b"only this")
+        elif kind == "drip-body":
+            self.start("Content-Type: image/png")
+            self.drip()
+        elif kind == "drip-header":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+            self.drip()
+
+    def redirect(self, where):
+        self.send_response(302)
+        self.send_header("Location", where)
+        self.end_headers()
+
+    def start(self, header):
+        self.wfile.write(f"HTTP/1.0 200 OK\r\n{header}\r\n\r\n".encode())
+
+    def drip(self):
+        while not self.ended.wait(0.02):
+            self.wfile.write(b".")
+
+
 @pytest.fixture
 def web(root):
     """A real HTTP server on loopback over the root."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class Here(Web):
+        ended = threading.Event()
+
         def __init__(self, *args):
             super().__init__(*args, directory=str(root))
 
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    thread = threading.Thread(target=server.serve_forever)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Here)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    Here.ended.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -202,7 +323,84 @@ def test_a_url_is_read_when_allowed(root, web):
     assert remote.pixels.tobytes() == local.pixels.tobytes()
 
 
-def test_a_url_that_fails_is_a_reason(root, web):
-    """404 and a closed port end in `url_failed`, not in a dead worker."""
-    for url in (f"{web}/missing.png", "http://127.0.0.1:9/a.png"):
-        assert rejection(root, url, allow_urls=True).reason is Reason.URL_FAILED
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+def test_a_url_that_is_wrong_is_rejected(root, web, status):
+    """The server has answered: asking again would say the same."""
+    found = rejection(root, f"{web}/odd/status/{status}", allow_urls=True)
+    assert found.reason is Reason.URL_FAILED
+    assert str(status) in found.error
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_a_server_in_trouble_is_asked_again_later(root, web, status):
+    """The queue delays and repeats; nothing is tried again at once."""
+    found = setback(root, f"{web}/odd/status/{status}", allow_urls=True)
+    assert found.reason is Reason.URL_FAILED
+    assert str(status) in found.error
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/a.png", "http://nowhere.invalid/a.png"], ids=["closed", "no-host"]
+)
+def test_a_server_that_is_away_is_asked_again_later(root, url):
+    """Networks and name servers come back."""
+    assert setback(root, url, allow_urls=True).reason is Reason.URL_FAILED
+
+
+def test_a_body_that_was_cut_off_is_asked_for_again(root, web):
+    """Half a download is not half an image, and not the image's fault."""
+    assert setback(root, f"{web}/odd/cut", allow_urls=True).reason is Reason.URL_FAILED
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://[::1/a.png", "http://a:port/a.png", f"http://{'x' * 70}.com/", "http://."],
+)
+def test_a_url_that_is_none_is_rejected(root, url):
+    """Whatever is wrong with its text."""
+    assert rejection(root, url, allow_urls=True).reason is Reason.URL_FAILED
+
+
+@pytest.mark.parametrize("where", ["again", "file"])
+def test_redirects_in_a_circle_and_to_files_are_rejected(root, web, where):
+    """A redirect leads to another web address, or nowhere."""
+    found = rejection(root, f"{web}/odd/{where}", allow_urls=True)
+    assert found.reason is Reason.URL_FAILED
+    assert "root:" not in found.error
+
+
+def test_a_silent_server_is_given_up(root, web, monkeypatch):
+    """After a time without a byte."""
+    monkeypatch.setattr(download, "URL_TIMEOUT_SECONDS", 0.2)
+    found = setback(root, f"{web}/odd/silent", allow_urls=True)
+    assert found.reason is Reason.URL_FAILED
+    assert "timed out" in found.error
+
+
+@pytest.mark.parametrize("what", ["body", "header"])
+def test_a_server_that_drips_is_given_up(root, web, monkeypatch, what):
+    """Each byte comes in time; all of them together do not."""
+    monkeypatch.setattr(download, "URL_TOTAL_SECONDS", 0.3)
+    started = time.monotonic()
+    found = setback(root, f"{web}/odd/drip-{what}", allow_urls=True)
+    assert found.reason is Reason.URL_FAILED
+    assert "took over 0.3 s" in found.error
+    assert time.monotonic() - started < 10
+
+
+def test_a_download_leaves_no_thread_and_no_open_file(root, web, wait_until):
+    """A worker makes many of them."""
+    save(root, "a.png", noise())
+    reader = ImageReader(root, allow_urls=True)
+    reader.read(f"{web}/a.png")
+    before = len(list(Path("/dev/fd").iterdir()))
+    reader.read(f"{web}/a.png")
+    assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+    wait_until(lambda: len(list(Path("/dev/fd").iterdir())) <= before)  # the server's end, too
+
+
+def test_a_url_of_a_large_file_is_not_read_to_its_end(root, web, monkeypatch):
+    """The limit holds while it is read: servers lie about lengths."""
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
+    save(root, "a.png", noise())
+    assert rejection(root, f"{web}/a.png", allow_urls=True).reason is Reason.IMAGE_TOO_LARGE

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from halp_worker.batcher import Batch
+from halp_worker.delivery import row_key
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.inputs import collate
 
@@ -165,7 +166,8 @@ def test_an_answer_ends_before_the_stop_token_and_says_so(bench):
     generation = copy.deepcopy(loaded.generation)
     generation.eos_token_id = [stop]
     extractor = Extractor(dataclasses.replace(loaded, generation=generation), bench.layout)
-    features = extractor.extract(Batch(tuple(samples))).features
+    keys = tuple(row_key(sample.job) for sample in samples)
+    features = extractor.extract(Batch(keys, tuple(samples))).features
     for row, answer in enumerate(generated):
         length = answer.index(stop) if stop in answer else len(answer)
         assert features.integers["answer_tokens"][row] == length

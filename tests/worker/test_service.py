@@ -10,14 +10,14 @@ import redis
 
 from halp_producer.activity import WorkerActivity
 from halp_producer.job import canonical_json
-from halp_producer.server import connect_blocking
+from halp_producer.server import connect_exact
 from halp_store import FeatureBatch, Layout, StoreWriter, open_store
 from halp_store.layout import GRID_COLUMN, TEXT_COLUMNS
 from halp_worker.batcher import Batcher
 from halp_worker.consumer import Consumer
-from halp_worker.delivery import row_key
+from halp_worker.delivery import Delivery, row_key
 from halp_worker.extraction import Extraction
-from halp_worker.fates import FatalError, Reason, Rejected, Rejection
+from halp_worker.fates import FatalError, Reason, Rejected, Rejection, Retryable, Setback
 from halp_worker.heartbeat import Heartbeat
 from halp_worker.service import Service
 
@@ -100,8 +100,8 @@ def work(server, client, keys, tmp_path):
         writer = StoreWriter.open(
             tmp_path / "s.zarr", LAYOUT, worker=name, provenance={}, flush_rows=flush_rows
         )
-        with connect_blocking(server.url, 500) as blocking, Batcher(prepare, batch_size) as batcher:
-            consumer = Consumer(blocking, client, keys, name=name, lease_ms=lease_ms)
+        with connect_exact(server.url) as connection, Batcher(prepare, batch_size) as batcher:
+            consumer = Consumer(connection, keys, name=name, lease_ms=lease_ms)
             return Service(consumer, batcher, extractor, writer, until_empty=True).run()
 
     run_worker.store = lambda: open_store(tmp_path / "s.zarr")
@@ -237,8 +237,8 @@ def test_a_stop_commits_what_is_in_hand(server, client, keys, tmp_path, enqueue)
     """`stop` ends the loop after the batch, with its rows stored and acknowledged."""
     enqueue(*(make_job(n) for n in range(20)))
     writer = StoreWriter.open(tmp_path / "s.zarr", LAYOUT, worker="w", provenance={})
-    with connect_blocking(server.url, 500) as blocking, Batcher(prepare, 2) as batcher:
-        consumer = Consumer(blocking, client, keys, name="w", lease_ms=60_000)
+    with connect_exact(server.url) as connection, Batcher(prepare, 2) as batcher:
+        consumer = Consumer(connection, keys, name="w", lease_ms=60_000)
         extractor = StandIn(lambda batch: service.stop())
         service = Service(consumer, batcher, extractor, writer, until_empty=False)
         tally = service.run()
@@ -254,8 +254,8 @@ def test_without_until_empty_an_idle_worker_waits_for_more(
     writer = StoreWriter.open(
         tmp_path / "s.zarr", LAYOUT, worker="w", provenance={}, flush_seconds=0.1
     )
-    with connect_blocking(server.url, 500) as blocking, Batcher(prepare, 2) as batcher:
-        consumer = Consumer(blocking, client, keys, name="w", lease_ms=60_000)
+    with connect_exact(server.url) as connection, Batcher(prepare, 2) as batcher:
+        consumer = Consumer(connection, keys, name="w", lease_ms=60_000)
         service = Service(consumer, batcher, StandIn(), writer, until_empty=False)
         thread = threading.Thread(target=service.run)
         thread.start()
@@ -290,10 +290,14 @@ def test_the_heartbeat_renews_and_tells_the_run(client, keys, wait_until):
             done=len(renewed),
         )
 
-    with Heartbeat(client, keys, renew=renew, describe=describe, lease_seconds=0.04):
+    with Heartbeat(client, keys, renewals=[renew], describe=describe, lease_seconds=0.04):
         wait_until(lambda: len(renewed) >= 4)
     told = WorkerActivity.model_validate_json(client.hget(keys.workers, "w1"))
     assert told.done == len(renewed)
+
+
+def deliver(*numbers):
+    return [Delivery(f"{n}-0", make_job(n)) for n in numbers]
 
 
 def test_batches_keep_the_order_of_arrival_and_are_prepared_ahead():
@@ -307,22 +311,48 @@ def test_batches_keep_the_order_of_arrival_and_are_prepared_ahead():
 
     with Batcher(slow_first, 2) as batcher:
         assert batcher.free_slots == 4
-        batcher.submit(make_job(n) for n in range(4))
+        batcher.submit(deliver(0, 1, 2, 3))
         assert batcher.free_slots == 0
         gate.set()
         first, second, third = batcher.take(), batcher.take(), batcher.take()
     assert [job.question_id for job in first.batch.samples] == ["q0", "q1"]
+    assert [key.question_id for key in first.batch.keys] == ["q0", "q1"]
     assert [job.question_id for job in second.batch.samples] == ["q2", "q3"]
     assert third.batch is None
 
 
-def test_an_error_in_preparation_that_is_nobodys_fault_stops_the_worker():
-    """Only Rejected is a job's own end."""
+def test_what_preparation_raises_is_that_jobs_fate_alone():
+    """Rejected: failed. Retryable or anything unforeseen: tried again, with its traceback."""
+    raised = {
+        "q0": Rejected(Reason.IMAGE_MISSING, "gone"),
+        "q1": Retryable(Reason.URL_FAILED, "timeout"),
+        "q2": MemoryError("too much"),
+    }
+
+    def prepare(job):
+        if job.question_id in raised:
+            raise raised[job.question_id]
+        return job
+
+    with Batcher(prepare, 2) as batcher:
+        batcher.submit(deliver(0, 1, 2, 3))
+        taken = batcher.take()
+    assert [job.question_id for job in taken.batch.samples] == ["q3"]
+    fates = {key.question_id: fate for key, fate in taken.fates}
+    assert fates["q0"] == Rejection(Reason.IMAGE_MISSING, "gone")
+    assert fates["q1"] == Setback(Reason.URL_FAILED, "timeout")
+    assert isinstance(fates["q2"], Setback)
+    assert fates["q2"].reason is Reason.PREPARATION_FAILED
+    assert "MemoryError: too much" in fates["q2"].traceback
+
+
+def test_a_fatal_error_in_preparation_stops_the_worker():
+    """It is nobody's fault, and nobody else would fare better here."""
 
     def broken(job):
-        raise MemoryError
+        raise FatalError("the processor is not what we think")
 
     with Batcher(broken, 2) as batcher:
-        batcher.submit([make_job(1)])
-        with pytest.raises(MemoryError):
+        batcher.submit(deliver(1))
+        with pytest.raises(FatalError):
             batcher.take()

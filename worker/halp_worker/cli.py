@@ -126,14 +126,47 @@ def run(
             help="After this long without a sign of life another worker takes a job over.",
         ),
     ] = 60,
+    max_job_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="HALP_MAX_JOB_SECONDS",
+            min=1,
+            help="A job held for longer is not renewed any more, so that another worker gets it.",
+        ),
+    ] = 1800,
+    max_attempts: Annotated[
+        int,
+        typer.Option(
+            envvar="HALP_MAX_ATTEMPTS",
+            min=1,
+            help="A job that was started this often without an end is failed.",
+        ),
+    ] = 3,
     flush_rows: Annotated[
         int, typer.Option(envvar="HALP_FLUSH_ROWS", min=1, help="Commit after this many rows,")
     ] = 64,
     flush_seconds: Annotated[
         float, typer.Option(envvar="HALP_FLUSH_SECONDS", min=0.1, help="or after this long.")
     ] = 5,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="HALP_METRICS_PORT", min=0, max=65535, help="Serve Prometheus metrics here."
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            envvar="HALP_METRICS_HOST", help="Address for the metrics; 0.0.0.0 in a container."
+        ),
+    ] = "127.0.0.1",
 ) -> None:
-    """Take jobs from the run, answer them with their states captured, store, acknowledge."""
+    """Take jobs from the run, answer them with their states captured, store, acknowledge.
+
+    SIGTERM or Ctrl-C: finish and commit the batch in hand, give back what was only fetched, leave.
+    A second one: stop at once; nothing is lost. Exit codes: 0 done, 1 an error that is explained, 2
+    wrong usage, 3 the device is broken.
+    """
     with _failures_explained():
         from halp_worker.launch import run_worker
 
@@ -151,16 +184,20 @@ def run(
                 layers=layers,
                 positions=_names(positions),
                 lease_seconds=lease_seconds,
+                max_job_seconds=max_job_seconds,
+                max_attempts=max_attempts,
                 flush_rows=flush_rows,
                 flush_seconds=flush_seconds,
                 until_empty=until_empty,
+                metrics_port=metrics_port,
+                metrics_host=metrics_host,
             )
         )
     typer.echo(
-        f"{tally.done} stored, {tally.already_stored} already in the store, {tally.failed} rejected"
+        f"{tally.done} stored, {tally.already_stored} already in the store, {tally.failed} failed"
     )
     if tally.failed:
-        typer.echo(f"See why: halp-producer failed --run {run_name}", err=True)
+        typer.echo(f"See why: halp-producer failed list --run {run_name}", err=True)
 
 
 @app.command(
@@ -193,6 +230,32 @@ def extract(
         )
         features = extract_one(settings, layers, _names(positions), image, question)
         show(features, as_json=as_json)
+
+
+@app.command(
+    epilog="\b\nExamples:\n  halp-worker health"
+    "\n  halp-worker health --run pilot --max-age-seconds 60"
+)
+def health(
+    run_name: Run = "default",
+    redis_url: RedisUrl = DEFAULT_URL,
+    max_age_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="HALP_MAX_AGE_SECONDS",
+            min=1,
+            help="How old the last successful poll may be: longer than the longest batch takes.",
+        ),
+    ] = 180,
+) -> None:
+    """Exit with 0 if a worker on this host has asked the server for work lately, else with 1."""
+    with _failures_explained():
+        from halp_worker.health import health as checked
+
+        report = checked(run_name, redis_url, max_age_seconds)
+    typer.echo(report.sentence, err=not report.ok)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="\b\nExamples:\n  halp-worker demo --folder /tmp/halp")
@@ -229,7 +292,7 @@ def _failures_explained(extra: str = "worker") -> Iterator[None]:
     except Exception as error:
         if not _is_for_people(error):
             raise
-        _fail(str(error))
+        _fail(str(error), _exit_code(error))
 
 
 def _is_for_people(error: Exception) -> bool:
@@ -237,15 +300,22 @@ def _is_for_people(error: Exception) -> bool:
 
     from halp_producer.server import ServerError
     from halp_store.errors import StoreError
-    from halp_worker.fates import FatalError, Rejected
+    from halp_worker.fates import DeviceOutOfMemory, FatalError, Rejected, Retryable
 
-    foreseen = FatalError | Rejected | ServerError | StoreError | redis.RedisError | OSError
-    return isinstance(error, foreseen)
+    fates = FatalError | Rejected | Retryable | DeviceOutOfMemory
+    return isinstance(error, fates | ServerError | StoreError | redis.RedisError | OSError)
 
 
-def _fail(message: str) -> None:
+def _exit_code(error: Exception) -> int:
+    """3 tells a supervisor that this machine's device is broken, so that it need not try again."""
+    from halp_worker.fates import DeviceBroken
+
+    return 3 if isinstance(error, DeviceBroken) else 1
+
+
+def _fail(message: str, code: int = 1) -> None:
     typer.echo(f"halp-worker: {message}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 def _set_up_logging() -> None:

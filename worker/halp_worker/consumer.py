@@ -1,8 +1,8 @@
-"""`Consumer`: one member of the run's consumer group. Fetches, acknowledges, rejects, renews.
+"""`Consumer`: one member of the run's consumer group. What is in this worker's hands is known here.
 
-Knows the stream; does not know what a job means. What is in a worker's hands is in the `in hand`
-table here, from the read to the acknowledgement. Delivery is at least once: the same job may come
-twice, to one worker or to two, and the store decides.
+Knows the stream; does not know what a job means. From the read to the acknowledgement a job is
+leased: renewed, or lost to another worker and then never touched again. Delivery is at least
+once: the same job may come twice, to one worker or to two, and the store decides.
 """
 
 from __future__ import annotations
@@ -10,113 +10,159 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import redis
 
 from halp_producer.enqueue import create_group
 from halp_producer.job import JobFormatError, decode
-from halp_producer.keys import DONE, FAILED, GROUP, RunKeys
+from halp_producer.keys import DELAYED, DONE, EPOCH, FAILED, GROUP, RunKeys
 from halp_store.features import Receipt, RowKey
 from halp_worker import scripts
 from halp_worker.delivery import Delivery
 from halp_worker.fates import Reason, Rejection
+from halp_worker.outages import is_forgotten, is_outage
+from halp_worker.retry import LONGEST_DELAY_MS
 
 log = logging.getLogger(__name__)
-
-RECLAIM_EVERY_SECONDS: Final = 1.0
-"""How often to look for jobs of workers that are gone. Each look scans 10 x COUNT entries."""
 
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 """Between tries while the server is away."""
 
-_PASSING: Final = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.OutOfMemoryError)
-"""What the server says of itself for a while: away, loading, full."""
 
-_HEALED_BY_NEW_GROUP: Final = ("NOGROUP", "UNBLOCKED")
-"""What the server answers after FLUSHALL or a failover (7.0 says UNBLOCKED, later ones NOGROUP)."""
+class _Entry(NamedTuple):
+    """What the server hands out. fields: None if the entry was deleted."""
+
+    entry_id: str
+    fields: Any
+    attempts: int = 0
+    taken_from: str = ""
+
+
+@dataclass
+class _Held:
+    """In hand. attempts: starts of work before. is_begun: one more, by us. since: seconds."""
+
+    key: RowKey
+    attempts: int
+    since: float
+    is_begun: bool = False
+
+    @property
+    def started(self) -> int:
+        """How often work was started, by us too."""
+        return self.attempts + self.is_begun
+
+
+@dataclass(frozen=True)
+class Begun:
+    """started: the deliveries that are still ours. epoch: another one, another life of the run."""
+
+    started: list[Delivery]
+    epoch: str
 
 
 class Consumer:
-    """Not thread-safe but for `renew`, which the heartbeat thread calls.
+    """One thread reads and finishes; `renew_all` and `release` may be called from others.
 
-    blocking: a connection without retries, whose timeout is above `block_ms`: a retried read
-        after a lost reply would leave the first reply's jobs stranded.
-    control: a connection for scripts. name: this worker's, unique.
-    lease_ms: after this long without renewal another worker may take a job.
+    client: repeats nothing by itself, so that no reply is lost unnoticed.
+    name: this worker's, unique. lease_ms: after this long without renewal another may take a job.
+    max_job_seconds: after this long in hand a job is not renewed any more.
+    on_lost: is told how many leases were lost. on_poll: is called when a read was answered.
     """
 
     def __init__(
         self,
-        blocking: redis.Redis,
-        control: redis.Redis,
+        client: redis.Redis,
         keys: RunKeys,
         *,
         name: str,
         lease_ms: int,
+        max_job_seconds: float = float("inf"),
+        on_lost: Callable[[int], None] = lambda _: None,
+        on_poll: Callable[[], None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._blocking = blocking
-        self._control = control
+        self._client = client
         self._keys = keys
         self.name = name
         self._lease_ms = lease_ms
+        self._max_job_seconds = max_job_seconds
+        self._on_lost = on_lost
+        self._on_poll = on_poll
         self._sleep = sleep
-        self._ack = control.register_script(scripts.ACK)
-        self._reject = control.register_script(scripts.REJECT)
-        self._renew = control.register_script(scripts.RENEW)
-        self._in_hand: dict[str, RowKey] = {}
+        self._clock = clock
+        self._own = client.register_script(scripts.OWN)
+        self._take = client.register_script(scripts.TAKE)
+        self._begin = client.register_script(scripts.BEGIN)
+        self._renew = client.register_script(scripts.RENEW)
+        self._ack = client.register_script(scripts.ACK)
+        self._fail = client.register_script(scripts.FAIL)
+        self._delay = client.register_script(scripts.DELAY)
+        self._leave = client.register_script(scripts.LEAVE)
+        self._in_hand: dict[str, _Held] = {}
+        self._finishing: set[str] = set()  # of these, not being ours any more is no loss
         self._lock = threading.Lock()
         # Entries that a lost reply left on our own list come before anything else.
-        self._own_cursor: str | None = "0"
-        self._reclaim_cursor = "0-0"
-        self._next_reclaim = 0.0
+        self._own_page: str | None = "-"
         self._pause = FIRST_PAUSE_SECONDS
         self._has_group = False
+        self.polled_ms = 0
+        """Unix time of the last read that the server answered."""
 
     @property
     def in_hand(self) -> int:
-        """Entries read and neither acknowledged, rejected nor lost."""
+        """Entries read and neither finished, given back nor lost."""
         with self._lock:
             return len(self._in_hand)
+
+    def attempts(self, key: RowKey) -> int:
+        """How often work on this row was started, this time included."""
+        with self._lock:
+            held_now = list(self._in_hand.values())
+        return max((held.started for held in held_now if held.key == key), default=0)
 
     # -- reading ---------------------------------------------------------------------------
 
     def read(self, slots: int, block_ms: int) -> list[Delivery]:
-        """At most `slots` jobs: own pending ones, then those of workers that are gone, then new.
+        """At most `slots` jobs: own pending ones, then delayed ones that are due and those of
+        workers whose lease is over, then new ones.
 
         Blocks at most `block_ms` (0: not at all). An unreachable server gives an empty list after
-        a growing pause; entries that are not jobs are rejected here.
+        a growing pause; entries that are not jobs are failed here.
         """
         if slots <= 0:
             return []
         try:
             self._join_group()
             entries = (
-                self._read_own(slots) or self._reclaim(slots) or self._read_new(slots, block_ms)
+                self._read_own(slots) or self._take_over(slots) or self._read_new(slots, block_ms)
             )
-            deliveries = self._decode(entries)
-        except _PASSING as error:
-            self._wait_for_server(error)
-            return []
-        except redis.ResponseError as error:
-            if not str(error).startswith(_HEALED_BY_NEW_GROUP):
+        except redis.RedisError as error:
+            if is_forgotten(error):
+                log.warning("the stream or its group is gone (%s): starting it again", error)
+                self._has_group = False
+                self._recover()
+            elif is_outage(error):
+                self._wait_for_server(error)
+            else:
                 raise
-            log.warning("the stream or its group is gone (%s): starting it again", error)
-            self._has_group = False
-            self._recover()
             return []
         self._pause = FIRST_PAUSE_SECONDS
-        return deliveries
+        self.polled_ms = int(time.time() * 1000)
+        self._on_poll()
+        return self._decode(entries)
 
     def _wait_for_server(self, error: Exception) -> None:
         log.warning("server not available (%s): trying again in %.1f s", error, self._pause)
         self._recover()
 
     def _recover(self) -> None:
-        self._own_cursor = "0"
+        self._own_page = "-"
         self._sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
@@ -125,79 +171,124 @@ class Consumer:
             return
         # Asked first, because a full server refuses to create even what is there.
         if not self._group_exists():
-            create_group(self._control, self._keys)
+            create_group(self._client, self._keys)
         self._has_group = True
 
     def _group_exists(self) -> bool:
-        if not self._control.exists(self._keys.jobs):
+        if not self._client.exists(self._keys.jobs):
             return False
-        groups: Any = self._control.xinfo_groups(self._keys.jobs)
+        groups: Any = self._client.xinfo_groups(self._keys.jobs)
         return any(group["name"] == GROUP.encode() for group in groups)
 
-    def _read_own(self, slots: int) -> list[Any]:
-        while self._own_cursor is not None:
-            entries = self._xreadgroup(slots, self._own_cursor)
-            if not entries:
-                self._own_cursor = None
-                break
-            self._own_cursor = entries[-1][0].decode()
+    def _read_own(self, slots: int) -> list[_Entry]:
+        while self._own_page is not None:
+            entries = _entries(
+                self._own(
+                    keys=[self._keys.jobs, self._keys.attempts],
+                    args=[GROUP, self.name, self._own_page, slots],
+                )
+            )
+            # Page by page, for what is in hand fills pages too.
+            self._own_page = f"({entries[-1].entry_id}" if entries else None
             fresh = self._not_in_hand(entries)
             if fresh:
+                log.info("found %d jobs on our own list that never arrived", len(fresh))
                 return fresh
         return []
 
-    def _reclaim(self, slots: int) -> list[Any]:
-        if time.monotonic() < self._next_reclaim:
-            return []
-        # The cursor is kept: starting at 0-0 each time would never get past a long list.
-        cursor, entries, *_ = self._blocking.xautoclaim(
-            self._keys.jobs,
-            GROUP,
-            self.name,
-            self._lease_ms,
-            start_id=self._reclaim_cursor,
-            count=slots,
+    def _take_over(self, slots: int) -> list[_Entry]:
+        taken = _entries(
+            self._take(
+                keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
+                args=[
+                    *(GROUP, self.name, DELAYED, slots, self._lease_ms),
+                    LONGEST_DELAY_MS + self._lease_ms,
+                ],
+            )
         )
-        self._reclaim_cursor = cursor.decode()
-        if not entries and self._reclaim_cursor == "0-0":
-            self._next_reclaim = time.monotonic() + RECLAIM_EVERY_SECONDS
-        fresh = self._not_in_hand(entries)
+        fresh = self._not_in_hand(taken)
         if fresh:
-            log.info("reclaimed %d jobs of workers that are gone", len(fresh))
+            left_by = sorted({entry.taken_from or "an attempt" for entry in fresh})
+            log.info("took over %d jobs, left by %s", len(fresh), ", ".join(left_by))
         return fresh
 
-    def _read_new(self, slots: int, block_ms: int) -> list[Any]:
-        return self._xreadgroup(slots, ">", block_ms or None)
-
-    def _xreadgroup(self, slots: int, after: str, block_ms: int | None = None) -> list[Any]:
-        answer: Any = self._blocking.xreadgroup(
-            GROUP, self.name, {self._keys.jobs: after}, count=slots, block=block_ms
+    def _read_new(self, slots: int, block_ms: int) -> list[_Entry]:
+        answer: Any = self._client.xreadgroup(
+            GROUP, self.name, {self._keys.jobs: ">"}, count=slots, block=block_ms or None
         )
         if not answer:
             return []
         # A mapping with RESP3 (lists of entries inside one more list), pairs with RESP2.
-        if isinstance(answer, dict):
-            return [entry for lists in answer.values() for part in lists for entry in part]
-        return [entry for _, entries in answer for entry in entries]
+        lists = (
+            [part for parts in answer.values() for part in parts]
+            if isinstance(answer, dict)
+            else [part for _, part in answer]
+        )
+        return [_Entry(entry_id.decode(), fields) for part in lists for entry_id, fields in part]
 
-    def _not_in_hand(self, entries: list[Any]) -> list[Any]:
+    def _not_in_hand(self, entries: Sequence[_Entry]) -> list[_Entry]:
         with self._lock:
-            return [entry for entry in entries if entry[0].decode() not in self._in_hand]
+            return [entry for entry in entries if entry.entry_id not in self._in_hand]
 
-    def _decode(self, entries: list[Any]) -> list[Delivery]:
+    def _decode(self, entries: Iterable[_Entry]) -> list[Delivery]:
         deliveries = []
-        for raw_id, fields in entries:
-            entry_id = raw_id.decode()
+        for entry in entries:
             try:
-                # None: deleted while it was pending; there is nothing left to do but to say so.
-                delivery = Delivery(entry_id, decode(fields or {}))
+                job = decode(entry.fields or {})
             except JobFormatError as error:
-                self._reject_entry(entry_id, Rejection(Reason.MALFORMED, str(error)))
+                self._fail_entries([entry.entry_id], Rejection(Reason.MALFORMED, str(error)))
                 continue
+            delivery = Delivery(entry.entry_id, job, entry.attempts, entry.taken_from)
             with self._lock:
-                self._in_hand[entry_id] = delivery.key
+                self._in_hand[entry.entry_id] = _Held(delivery.key, entry.attempts, self._clock())
             deliveries.append(delivery)
         return deliveries
+
+    # -- holding ---------------------------------------------------------------------------
+
+    def begin(self, deliveries: Sequence[Delivery]) -> Begun:
+        """Counts an attempt of each, and renews its lease."""
+        arguments = [part for one in deliveries for part in (one.entry_id, one.attempts + 1)]
+        (epoch, *lost), _ = self._persist(
+            lambda: self._begin(
+                keys=[self._keys.jobs, self._keys.attempts, self._keys.counts],
+                args=[GROUP, self.name, EPOCH, *arguments],
+            )
+        )
+        gone = set(self._lose(lost))
+        started = [one for one in deliveries if one.entry_id not in gone]
+        with self._lock:
+            for one in started:
+                if one.entry_id in self._in_hand:
+                    self._in_hand[one.entry_id].is_begun = True
+        return Begun(started, epoch.decode())
+
+    def renew(self, rows: Iterable[RowKey]) -> set[RowKey]:
+        """Renews these leases; returns the rows that are still ours."""
+        wanted = set(rows)
+        entry_ids = self._entries_of(wanted)
+        if entry_ids:
+            lost, _ = self._persist(lambda: self._renew_entries(entry_ids))
+            self._lose(lost)
+        with self._lock:
+            return {held.key for held in self._in_hand.values() if held.key in wanted}
+
+    def renew_all(self) -> None:
+        """Renews the lease of everything in hand, but for what was held too long. Raises
+        what redis-py raises."""
+        oldest = self._clock() - self._max_job_seconds
+        with self._lock:
+            too_long = [one for one, held in self._in_hand.items() if held.since < oldest]
+            entry_ids = [one for one in self._in_hand if one not in too_long]
+        for entry_id in self._forget(too_long):
+            log.warning("%s: in hand for over --max-job-seconds: no longer renewed", entry_id)
+        if too_long:
+            self._on_lost(len(too_long))
+        if entry_ids:
+            self._lose(self._renew_entries(entry_ids))
+
+    def _renew_entries(self, entry_ids: Sequence[str]) -> Any:
+        return self._renew(keys=[self._keys.jobs], args=[GROUP, self.name, *entry_ids])
 
     # -- finishing -------------------------------------------------------------------------
 
@@ -206,66 +297,138 @@ class Consumer:
 
         An entry that is another worker's by now stays that worker's.
         """
-        entry_ids = self._entries_of(receipt.rows)
+        return self._finish(
+            self._entries_of(receipt.rows),
+            lambda entry_ids: self._ack(
+                keys=[self._keys.jobs, self._keys.counts, self._keys.attempts],
+                args=[GROUP, self.name, DONE, *entry_ids],
+            ),
+        )
+
+    def fail(self, row: RowKey, rejection: Rejection) -> int:
+        """Moves every entry in hand of this row to the failed stream; returns how many."""
+        return self._fail_entries(self._entries_of([row]), rejection)
+
+    def _fail_entries(self, entry_ids: Sequence[str], rejection: Rejection) -> int:
+        failed = 0
+        for entry_id in entry_ids:
+            log.warning("failed %s: %s: %s", entry_id, rejection.reason, rejection.error)
+            failed += self._finish(
+                [entry_id],
+                lambda entry_ids: self._fail(
+                    keys=[
+                        *(self._keys.jobs, self._keys.counts),
+                        *(self._keys.failed, self._keys.attempts),
+                    ],
+                    args=[
+                        *(GROUP, self.name, FAILED, *entry_ids),
+                        *(rejection.reason, _utf8(rejection.error), _utf8(rejection.traceback)),
+                    ],
+                ),
+            )
+        return failed
+
+    def retry(self, row: RowKey, delay_ms: int) -> int:
+        """Gives every entry in hand of this row back, for whoever is free after the delay."""
+        return self._give_back(self._entries_of([row]), delay_ms, started=True)
+
+    def release(self, rows: Iterable[RowKey]) -> int:
+        """Gives back what was not worked on: another worker gets it at once, no attempt counted."""
+        return self._give_back(self._entries_of(rows), 0, started=False)
+
+    def _give_back(self, entry_ids: Sequence[str], delay_ms: int, *, started: bool) -> int:
+        with self._lock:
+            held = {one: self._in_hand[one] for one in entry_ids if one in self._in_hand}
+        arguments = [
+            part
+            for one, what in held.items()
+            for part in (one, what.started if started else what.attempts)
+        ]
+        return self._finish(
+            list(held),
+            lambda _: self._delay(
+                keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
+                args=[GROUP, self.name, DELAYED, delay_ms, *arguments],
+            ),
+        )
+
+    def _finish(self, entry_ids: Sequence[str], script: Callable[[Sequence[str]], Any]) -> int:
+        """Runs a script that ends our hold on the entries; returns how many were ours."""
         if not entry_ids:
             return 0
-        lost = self._persist(
-            lambda: self._ack(
-                keys=[self._keys.jobs, self._keys.counts],
-                args=[GROUP, self.name, DONE, *entry_ids],
-            )
-        )
-        self._forget(entry_ids)
-        self._report_lost(lost)
-        return len(entry_ids) - len(lost)
-
-    def reject(self, key: RowKey, rejection: Rejection) -> int:
-        """Moves every entry in hand of this row to the failed stream; returns how many."""
-        entry_ids = self._entries_of([key])
-        return sum(self._reject_entry(entry_id, rejection) for entry_id in entry_ids)
-
-    def _reject_entry(self, entry_id: str, rejection: Rejection) -> int:
-        log.warning("rejected %s: %s: %s", entry_id, rejection.reason, rejection.error)
-        done = self._persist(
-            lambda: self._reject(
-                keys=[self._keys.jobs, self._keys.counts, self._keys.failed],
-                args=[GROUP, self.name, FAILED, entry_id, rejection.reason, rejection.error],
-            )
-        )
-        self._forget([entry_id])
-        return int(done)
-
-    def renew(self) -> None:
-        """Renews the lease of everything in hand; what was lost leaves the hand."""
         with self._lock:
-            entry_ids = list(self._in_hand)
-        if entry_ids:
-            lost = self._renew(keys=[self._keys.jobs], args=[GROUP, self.name, *entry_ids])
-            still_ours = set(self._forget(one.decode() for one in lost))
-            self._report_lost([one for one in lost if one.decode() in still_ours])
+            self._finishing.update(entry_ids)
+        try:
+            lost, was_repeated = self._persist(lambda: script(entry_ids))
+            # Of a first run whose reply was lost, the second finds nothing left to do.
+            unfinished = set() if was_repeated else {one.decode() for one in lost}
+            self._forget(set(entry_ids) - unfinished)
+        finally:
+            with self._lock:
+                self._finishing.difference_update(entry_ids)
+        self._lose(lost)
+        return len(entry_ids) - len(unfinished)
+
+    def leave(self) -> None:
+        """Leaves the group if nothing is held. What a server that is away misses, another worker
+        of the run mends later."""
+        try:
+            self._leave(keys=[self._keys.jobs], args=[GROUP, self.name])
+        except redis.RedisError as error:
+            log.warning("could not leave the group: %s", error)
 
     def remaining(self) -> int:
-        """Jobs of the run that are waiting or in anyone's hands."""
-        return int(self._persist(lambda: self._control.xlen(self._keys.jobs)))
+        """Jobs of the run that are waiting, delayed or in anyone's hands."""
+        length, _ = self._persist(lambda: self._client.xlen(self._keys.jobs))
+        return int(length)
 
-    def _persist(self, request: Callable[[], Any]) -> Any:
-        """The scripts may run twice: the second time finds nothing of ours, and changes nothing."""
+    def _persist(self, request: Callable[[], Any]) -> tuple[Any, bool]:
+        """The reply, and whether an earlier try may have taken effect without one."""
+        was_repeated = False
         while True:
             try:
-                return request()
-            except _PASSING as error:
+                return request(), was_repeated
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                was_repeated = True
                 self._wait_for_server(error)
 
     def _entries_of(self, rows: Iterable[RowKey]) -> list[str]:
         wanted = set(rows)
         with self._lock:
-            return [entry_id for entry_id, key in self._in_hand.items() if key in wanted]
+            return [entry_id for entry_id, held in self._in_hand.items() if held.key in wanted]
 
     def _forget(self, entry_ids: Iterable[str]) -> list[str]:
         """Returns those that were in hand."""
         with self._lock:
             return [one for one in entry_ids if self._in_hand.pop(one, None) is not None]
 
-    def _report_lost(self, lost: list[bytes]) -> None:
-        for entry_id in lost:
-            log.warning("lease of %s was lost: it is another worker's now", entry_id.decode())
+    def _lose(self, raw_ids: Iterable[bytes]) -> list[str]:
+        """Entries that are another's, or nobody's, by now. Counted and logged once."""
+        lost = [one.decode() for one in raw_ids]
+        with self._lock:
+            still = [one for one in lost if one not in self._finishing]
+        noticed = self._forget(still)
+        for entry_id in noticed:
+            log.warning("lease of %s was lost: its result is discarded", entry_id)
+        if noticed:
+            self._on_lost(len(noticed))
+        return lost
+
+
+def _entries(answer: Iterable[Any]) -> list[_Entry]:
+    """Of a script: (id, flat fields and values, attempts, from whom) each."""
+    return [
+        _Entry(
+            entry_id.decode(),
+            dict(zip(fields[::2], fields[1::2], strict=True)),
+            int(attempts),
+            taken_from.decode(),
+        )
+        for entry_id, fields, attempts, taken_from in answer
+    ]
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")

@@ -10,10 +10,22 @@ from halp_store.features import RowKey
 
 @dataclass(frozen=True)
 class Delivery:
-    """entry_id: the stream's, `<ms>-<n>`. The same job may be delivered more than once."""
+    """entry_id: the stream's, `<ms>-<n>`. The same job may be delivered more than once.
+
+    attempts: how often work on it was started before.
+    taken_from: whose lease was over (DELAYED: it was given back); empty for a new job, and for
+        one whose last attempt ended in order.
+    """
 
     entry_id: str
     job: Job
+    attempts: int = 0
+    taken_from: str = ""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether work on it was started by a worker that did not live to tell the end."""
+        return self.attempts > 0 and self.taken_from != ""
 
     @property
     def key(self) -> RowKey:

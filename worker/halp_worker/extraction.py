@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from halp_store.features import FeatureBatch, RowKey
-from halp_worker.fates import Rejection
+from halp_worker.fates import Fate
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """features: rows for the store, None if there are none. rejections: the other jobs."""
+    """features: rows for the store, None if there are none. fates: of the other jobs."""
 
     features: FeatureBatch | None
-    rejections: tuple[tuple[RowKey, Rejection], ...] = ()
+    fates: tuple[tuple[RowKey, Fate], ...] = ()

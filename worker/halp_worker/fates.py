@@ -1,4 +1,8 @@
-"""What can become of a job that does not become a row, and of a worker that cannot go on."""
+"""What can become of a job that does not become a row, and of a worker that cannot go on.
+
+Three fates, three types: `Rejected` (failed at once), `Retryable` (delayed, some times),
+`FatalError` (the process ends, nothing is acknowledged).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a job can never succeed. The word in the failed stream, in `status` and in the docs."""
+    """Why a job did not succeed. The word in the failed stream, in `status` and in the docs."""
 
     MALFORMED = "malformed"
     IMAGE_MISSING = "image_missing"
@@ -20,14 +24,36 @@ class Reason(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     NOT_FINITE = "not_finite"
     CONFLICT = "conflict"
+    IMAGE_UNAVAILABLE = "image_unavailable"
+    OUT_OF_MEMORY = "out_of_memory"
+    PREPARATION_FAILED = "preparation_failed"
+    EXTRACTION_FAILED = "extraction_failed"
+    WORKER_DIED = "worker_died"
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """One job's end: a reason for machines, a sentence for people."""
+    """One job's end: a reason for machines, a sentence for people.
+
+    traceback: of what was raised, for those who mend the program; empty where there is none.
+    """
 
     reason: Reason
     error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Setback:
+    """One job's attempt that failed, and may succeed another time. Fields as in `Rejection`."""
+
+    reason: Reason
+    error: str
+    traceback: str = ""
+
+
+Fate = Rejection | Setback
+"""Of a job that did not become a row this time."""
 
 
 class Rejected(Exception):  # noqa: N818 - a fate of a job, not an error of the program
@@ -38,5 +64,21 @@ class Rejected(Exception):  # noqa: N818 - a fate of a job, not an error of the 
         self.rejection = Rejection(reason, error)
 
 
+class Retryable(Exception):  # noqa: N818 - a fate of an attempt, not an error of the program
+    """Raised while one job is prepared, where waiting may mend it: a URL, a network disk."""
+
+    def __init__(self, reason: Reason, error: str) -> None:
+        super().__init__(error)
+        self.setback = Setback(reason, error)
+
+
+class DeviceOutOfMemory(Exception):  # noqa: N818 - named for what it says
+    """The device has too little memory for this batch; a smaller one may fit."""
+
+
 class FatalError(Exception):
     """The worker cannot go on: it stops with this message, and nothing in hand is acknowledged."""
+
+
+class DeviceBroken(FatalError):  # noqa: N818 - named for what it says
+    """The device cannot be used by this process any more: illegal access, ECC, lost GPU."""

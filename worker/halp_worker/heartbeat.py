@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import redis
 
 from halp_producer.activity import WorkerActivity
-from halp_producer.keys import RunKeys
+from halp_producer.keys import DELAYED, GROUP, RunKeys
+from halp_worker import scripts
 
 log = logging.getLogger(__name__)
 
 LONGEST_BEAT_SECONDS: Final = 5.0
 """`halp-producer status` calls a worker gone after a few of these."""
+
+FORGET_AFTER_SECONDS: Final = 600
+"""A worker that was not seen for so long, and holds nothing, is taken off the run's list."""
 
 
 Describe = Callable[[int], WorkerActivity]
@@ -30,7 +34,7 @@ Describe = Callable[[int], WorkerActivity]
 class Heartbeat:
     """Context manager around the worker's loop.
 
-    renew: renews the leases.
+    renewals: what to renew at each beat, each on its own.
     Beats four times per lease, and at least every five seconds.
     """
 
@@ -39,15 +43,17 @@ class Heartbeat:
         client: redis.Redis,
         keys: RunKeys,
         *,
-        renew: Callable[[], None],
+        renewals: Sequence[Callable[[], object]],
         describe: Describe,
         lease_seconds: float,
+        forget_after_seconds: float = FORGET_AFTER_SECONDS,
     ) -> None:
-        self._client = client
+        self._script = client.register_script(scripts.BEAT)
         self._keys = keys
-        self._renew = renew
+        self._duties = (*renewals, self._tell)
         self._describe = describe
         self._every_seconds = min(lease_seconds / 4, LONGEST_BEAT_SECONDS)
+        self._forget_after_ms = int(forget_after_seconds * 1000)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -66,10 +72,19 @@ class Heartbeat:
             self._beat()
 
     def _beat(self) -> None:
-        try:
-            self._renew()
-            activity = self._describe(int(time.time() * 1000))
-            self._client.hset(self._keys.workers, activity.worker, activity.model_dump_json())
-        except redis.RedisError as error:
-            # The loop sees the same server and heals; a beat that is missed costs a lease at most.
-            log.warning("heartbeat missed: %s", error)
+        for duty in self._duties:
+            try:
+                duty()
+            except redis.RedisError as error:
+                # The loop sees the same server and heals; a beat missed costs a lease at most.
+                log.warning("heartbeat missed: %s", error)
+
+    def _tell(self) -> None:
+        activity = self._describe(int(time.time() * 1000))
+        self._script(
+            keys=[self._keys.jobs, self._keys.workers],
+            args=[
+                *(GROUP, activity.worker, activity.model_dump_json()),
+                *(DELAYED, self._forget_after_ms),
+            ],
+        )

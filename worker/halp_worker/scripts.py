@@ -1,60 +1,120 @@
-"""The Lua scripts of the worker. Each checks ownership and acts in one step.
+"""The Lua scripts of the worker: every move of a job that a worker makes, each in one step.
 
-XACK has no owner check: without these, a worker that was slow could remove an entry that is
-another's by now. `allow-oom`: finishing work must go on when the server is full. The streams'
-deleted entries keep its length equal to what is left.
+Each acts only on entries that are pending for the asking worker: XACK and XCLAIM have no owner
+check, and without one a worker that was slow could finish or steal what is another's by now.
+`allow-oom`: work must go on when the server is full. Each may run twice, after a reply was lost:
+the second time finds nothing of ours, or sets what is set.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-OWNED: Final = """
+_HEAD: Final = """#!lua flags=allow-oom
 local function owned(jobs, group, me, id)
   local pending = redis.pcall('XPENDING', jobs, group, id, id, 1, me)
   return pending.err == nil and #pending > 0
 end
+
+local function now_ms()
+  local now = redis.call('TIME')
+  return now[1] * 1000 + math.floor(now[2] / 1000)
+end
 """
-"""Also false where the stream or its group is gone."""
+"""`owned` is also false where the stream or its group is gone."""
 
-_HEAD: Final = "#!lua flags=allow-oom\n" + OWNED
-
-ACK: Final = (
+OWN: Final = (
     _HEAD
     + """
--- KEYS: jobs, counts. ARGV: group, me, count field, entry ids. Returns the ids that were not ours.
-local lost = {}
-for i = 4, #ARGV do
-  if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
-    redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-    redis.call('XDEL', KEYS[1], ARGV[i])
-    redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
+-- What is pending for me: a lost reply leaves entries there that `>` never returns.
+-- KEYS: jobs, attempts. ARGV: group, me, first id of the page, count.
+-- Returns {id, fields, attempts, me} for each; an entry that was deleted leaves the list.
+local found = {}
+local page = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])
+for _, pending in ipairs(page) do
+  local id = pending[1]
+  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  if entry then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
+    found[#found + 1] = {id, entry[2], redis.call('HGET', KEYS[2], id) or '0', ARGV[2]}
   else
-    table.insert(lost, ARGV[i])
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+    redis.call('HDEL', KEYS[2], id)
   end
 end
-return lost
+return found
 """
 )
 
-REJECT: Final = (
+TAKE: Final = (
     _HEAD
     + """
--- KEYS: jobs, counts, failed. ARGV: group, me, count field, entry id, reason, error.
--- Returns 1, or 0 if the entry was not ours.
-if not owned(KEYS[1], ARGV[1], ARGV[2], ARGV[4]) then return 0 end
-local entry = redis.call('XRANGE', KEYS[1], ARGV[4], ARGV[4])[1]
-local fields = entry and entry[2] or {}
-local now = redis.call('TIME')
-for _, field in ipairs({'reason', ARGV[5], 'error', ARGV[6], 'worker', ARGV[2],
-                        'failed_ms', now[1] .. string.format('%03d', math.floor(now[2] / 1000))}) do
-  table.insert(fields, field)
+-- Delayed jobs that are due, then those whose lease is over.
+-- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, slots, lease in ms,
+-- idle ms after which a delayed job is taken even if the sorted set forgot it.
+-- Returns {id, fields, attempts, whose lease was over} for each; the latter is the consumer of
+-- delayed jobs for one that was given back, and '' for one whose last attempt ended in order.
+local jobs, delayed, attempts = KEYS[1], KEYS[2], KEYS[3]
+local group, me, parked, slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local taken = {}
+
+local function take(id, from)
+  redis.call('ZREM', delayed, id)
+  local entry = redis.call('XCLAIM', jobs, group, me, 0, id)[1]
+  if entry then
+    taken[#taken + 1] = {id, entry[2], redis.call('HGET', attempts, id) or '0', from}
+  else  -- it was deleted while it was pending
+    redis.call('XACK', jobs, group, id)
+    redis.call('HDEL', attempts, id)
+  end
 end
-redis.call('XADD', KEYS[3], '*', unpack(fields))
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[4])
-redis.call('XDEL', KEYS[1], ARGV[4])
-redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
-return 1
+
+redis.call('XPENDING', jobs, group)  -- NOGROUP, where the stream or its group is gone
+local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', string.format('%.0f', now_ms()),
+                       'WITHSCORES', 'LIMIT', 0, slots)
+for i = 1, #due, 2 do
+  if owned(jobs, group, parked, due[i]) then
+    take(due[i], due[i + 1] == '0' and parked or '')
+  else
+    redis.call('ZREM', delayed, due[i])
+  end
+end
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', jobs, group)) do
+  local name, held
+  for i = 1, #consumer, 2 do
+    if consumer[i] == 'name' then name = consumer[i + 1] end
+    if consumer[i] == 'pending' then held = consumer[i + 1] end
+  end
+  local left = slots - #taken
+  if held > 0 and left > 0 then
+    local idle = name == parked and ARGV[6] or ARGV[5]
+    local over = redis.call('XPENDING', jobs, group, 'IDLE', idle, '-', '+', left, name)
+    for _, pending in ipairs(over) do
+      take(pending[1], name)
+    end
+  end
+end
+return taken
+"""
+)
+
+BEGIN: Final = (
+    _HEAD
+    + """
+-- Work starts: the lease is renewed and the number of this attempt is set.
+-- KEYS: jobs, attempts, counts.
+-- ARGV: group, me, the epoch's field, then entry id and number for each.
+-- Returns the epoch, then the ids that were not ours.
+local answer = {redis.call('HGET', KEYS[3], ARGV[3]) or ''}
+for i = 4, #ARGV, 2 do
+  if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  else
+    answer[#answer + 1] = ARGV[i]
+  end
+end
+return answer
 """
 )
 
@@ -68,9 +128,133 @@ for i = 3, #ARGV do
   if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
   else
-    table.insert(lost, ARGV[i])
+    lost[#lost + 1] = ARGV[i]
   end
 end
 return lost
+"""
+)
+
+ACK: Final = (
+    _HEAD
+    + """
+-- KEYS: jobs, counts, attempts. ARGV: group, me, count field, entry ids.
+-- Returns the ids that were not ours.
+local lost = {}
+for i = 4, #ARGV do
+  if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
+    redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+    redis.call('XDEL', KEYS[1], ARGV[i])
+    redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
+    redis.call('HDEL', KEYS[3], ARGV[i])
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+"""
+)
+
+FAIL: Final = (
+    _HEAD
+    + """
+-- KEYS: jobs, counts, failed, attempts. ARGV: group, me, count field, entry id, reason, error,
+-- traceback. Returns the id if it was not ours.
+local id = ARGV[4]
+if not owned(KEYS[1], ARGV[1], ARGV[2], id) then return {id} end
+local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+local letter = {'XADD', KEYS[3], '*'}
+for i, value in ipairs(entry and entry[2] or {}) do
+  if i > 2000 then break end  -- far more than a job has, and all that unpack can hold
+  letter[#letter + 1] = value
+end
+for _, value in ipairs({'reason', ARGV[5], 'error', ARGV[6], 'traceback', ARGV[7],
+                        'attempts', redis.call('HGET', KEYS[4], id) or '0',
+                        'worker', ARGV[2], 'failed_ms', string.format('%.0f', now_ms())}) do
+  letter[#letter + 1] = value
+end
+redis.call(unpack(letter))
+redis.call('XACK', KEYS[1], ARGV[1], id)
+redis.call('XDEL', KEYS[1], id)
+redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
+redis.call('HDEL', KEYS[4], id)
+return {}
+"""
+)
+
+DELAY: Final = (
+    _HEAD
+    + """
+-- Not by me, not now: for another attempt later, or (without delay: due at 0) for anybody at once.
+-- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, delay in ms, then
+-- entry id and number of attempts for each. Returns the ids that were not ours.
+local lost = {}
+local due = ARGV[4] == '0' and '0' or string.format('%.0f', now_ms() + ARGV[4])
+for i = 5, #ARGV, 2 do
+  local id, attempts = ARGV[i], ARGV[i + 1]
+  if owned(KEYS[1], ARGV[1], ARGV[2], id) then
+    redis.call('ZADD', KEYS[2], due, id)
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, id, 'JUSTID')
+    if attempts == '0' then
+      redis.call('HDEL', KEYS[3], id)
+    else
+      redis.call('HSET', KEYS[3], id, attempts)
+    end
+  else
+    lost[#lost + 1] = id
+  end
+end
+return lost
+"""
+)
+
+LEAVE: Final = (
+    _HEAD
+    + """
+-- KEYS: jobs. ARGV: group, me. XGROUP DELCONSUMER drops what a consumer holds: only with nothing.
+local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if held.err or #held > 0 then return 0 end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+)
+
+BEAT: Final = (
+    _HEAD
+    + """
+-- Tells the run what a worker does, and forgets workers that are gone and hold nothing.
+-- KEYS: jobs, workers. ARGV: group, me, what to tell, the consumer of delayed jobs, ms after which
+-- a worker that was not seen is gone.
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+local gone_before = now_ms() - ARGV[5]
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+local holds = {}
+for _, consumer in ipairs(consumers.err and {} or consumers) do
+  local name, pending, idle
+  for i = 1, #consumer, 2 do
+    if consumer[i] == 'name' then name = consumer[i + 1] end
+    if consumer[i] == 'pending' then pending = consumer[i + 1] end
+    if consumer[i] == 'idle' then idle = consumer[i + 1] end
+  end
+  holds[name] = pending > 0
+  if pending == 0 and name ~= ARGV[4] and name ~= ARGV[2] and idle > tonumber(ARGV[5]) then
+    -- One that has a heartbeat is judged by it: before 7.2 a blocked reader counts as idle.
+    if redis.call('HEXISTS', KEYS[2], name) == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+    end
+  end
+end
+local told = redis.call('HGETALL', KEYS[2])
+for i = 1, #told, 2 do
+  local readable, activity = pcall(cjson.decode, told[i + 1])
+  local seen = readable and type(activity) == 'table' and tonumber(activity.seen_ms) or 0
+  if seen < gone_before and not holds[told[i]] and told[i] ~= ARGV[2] then
+    if holds[told[i]] == false then
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], told[i])
+    end
+    redis.call('HDEL', KEYS[2], told[i])
+  end
+end
+return 1
 """
 )

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from halp_producer.activity import STOPPED
-from halp_producer.job import Job
+from halp_producer.keys import DELAYED
 from halp_store.features import RowKey
 from halp_store.writer import StoreWriter
 from halp_worker.batcher import Batch, Batcher
+from halp_worker.bisection import extract_each
 from halp_worker.consumer import Consumer
 from halp_worker.delivery import Delivery
 from halp_worker.extraction import Extraction
-from halp_worker.fates import Reason, Rejection
+from halp_worker.fates import Fate, Reason, Rejection, Setback
+from halp_worker.metrics import Metrics
+from halp_worker.retry import RetryPolicy
 
 log = logging.getLogger(__name__)
 
 IDLE_BLOCK_MS: Final = 500
-"""How long one read waits for work: also how soon an idle worker notices a stop."""
+"""How long one read waits for work: also how soon an idle worker notices a stop, and released or
+delayed jobs."""
 
 
 class Extracts(Protocol):
@@ -40,6 +46,8 @@ class Tally:
     done: int = 0
     failed: int = 0
     already_stored: int = 0
+    retried: int = 0
+    released: int = 0
 
 
 class Service:
@@ -53,15 +61,25 @@ class Service:
         writer: StoreWriter,
         *,
         until_empty: bool,
+        retries: RetryPolicy | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._consumer = consumer
         self._batcher = batcher
         self._extractor = extractor
         self._writer = writer
         self._until_empty = until_empty
+        self._retries = retries or RetryPolicy()
+        self._metrics = metrics or Metrics()
+        self._suspects: deque[Delivery] = deque()
+        self._epoch: str | None = None
         self._stopping = threading.Event()
         self.tally = Tally()
         self.state = "starting"
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
@@ -70,24 +88,31 @@ class Service:
     def run(self) -> Tally:
         """Raises FatalError or StoreError; nothing that is not in the store is acknowledged."""
         self.state = "running"
-        while not self._stopping.is_set():
-            deliveries = self._consumer.read(self._batcher.free_slots, self._block_ms())
-            self._batcher.submit(self._admit(deliveries))
-            taken = self._batcher.take()
-            self._reject(taken.rejections)
-            if taken.batch is not None:
-                extraction = self._extractor.extract(taken.batch)
-                self._reject(extraction.rejections)
-                if extraction.features is not None:
-                    self._writer.append(extraction.features)
-            is_idle = not deliveries and taken.batch is None
+        while not self.stopping:
+            fetched = self._fetch()
+            self._admit(fetched)
+            batch = self._next_batch()
+            if batch is not None:
+                self._extract(batch)
+            is_idle = not fetched and batch is None and not self._suspects
             if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
                 self._commit()
             if is_idle and self._until_empty and self._consumer.remaining() == 0:
                 break
+        self.state = "stopping"
+        self.release()
         self._commit()
+        self._consumer.leave()
         self.state = STOPPED
         return self.tally
+
+    # -- read ------------------------------------------------------------------------------
+
+    def _fetch(self) -> list[Delivery]:
+        if self._suspects:
+            return []
+        with self._metrics.stage("read"):
+            return self._consumer.read(self._batcher.free_slots, self._block_ms())
 
     def _block_ms(self) -> int:
         """Wait only with empty hands, and never past the moment the buffer is due."""
@@ -96,37 +121,131 @@ class Service:
         due = self._writer.seconds_until_due()
         return IDLE_BLOCK_MS if due is None else max(1, min(IDLE_BLOCK_MS, int(due * 1000)))
 
-    def _admit(self, deliveries: Iterable[Delivery]) -> list[Job]:
-        """The jobs to compute. What is stored already is acknowledged, what conflicts rejected."""
+    def _admit(self, fetched: Sequence[Delivery]) -> None:
+        """New jobs are started. Suspects, whose worker was gone before they ended, run one by one
+        and with everything before them committed: the guilty one takes no other along."""
+        others = {one.taken_from for one in fetched} - {"", DELAYED, self._consumer.name}
+        if others:
+            self._writer.fence(others)
+        self._suspects += [one for one in fetched if one.is_suspect]
+        self._start([one for one in fetched if not one.is_suspect])
+        if self._suspects and not len(self._batcher):
+            self._commit()
+            with suppress(IndexError):  # all of them were released meanwhile
+                self._start([self._suspects.popleft()])
+
+    def _start(self, deliveries: Sequence[Delivery]) -> None:
+        """Counts an attempt, then lets prepare what the store does not have yet."""
+        if not deliveries:
+            return
+        exhausted = [one for one in deliveries if self._is_exhausted(one)]
+        begun = self._consumer.begin([one for one in deliveries if one not in exhausted])
+        if begun.epoch != self._epoch:
+            # The server forgot the run, so what it calls new may be stored by anybody.
+            self._writer.refresh()
+            self._epoch = begun.epoch
+        for one in exhausted:
+            self._settle(one.key, _worker_died(one))
+        self._batcher.submit(self._not_stored(begun.started))
+
+    def _is_exhausted(self, delivery: Delivery) -> bool:
+        is_stored = self._writer.lookup(delivery.key) == "stored"
+        return not is_stored and self._retries.is_last(delivery.attempts)
+
+    def _not_stored(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """The jobs to compute. What is stored already is acknowledged, what conflicts failed."""
         new, stored = [], []
         for delivery in deliveries:
             match self._writer.lookup(delivery.key):
                 case "new":
-                    new.append(delivery.job)
+                    new.append(delivery)
                 case "stored":
                     stored.append(delivery.key)
                 case "buffered":
                     pass  # a second delivery of a row that the next commit proves
                 case "conflict":
-                    self._reject([(delivery.key, conflict(delivery.key))])
+                    self._settle(delivery.key, conflict(delivery.key))
         if stored:
-            self.tally.already_stored += self._consumer.ack(self._writer.receipt_for(stored))
+            acknowledged = self._consumer.ack(self._writer.receipt_for(stored))
+            self.tally.already_stored += acknowledged
+            self._metrics.count("already_stored", acknowledged)
         return new
 
-    def _reject(self, rejections: Iterable[tuple[RowKey, Rejection]]) -> None:
-        for key, rejection in rejections:
-            self.tally.failed += self._consumer.reject(key, rejection)
+    # -- batch, extract --------------------------------------------------------------------
+
+    def _next_batch(self) -> Batch[Any] | None:
+        with self._metrics.stage("prepare_wait"):
+            taken = self._batcher.take()
+        self._settle_all(taken.fates)
+        if taken.batch is None:
+            return None
+        ours = self._consumer.renew(taken.batch.keys)
+        rows = [row for row, key in enumerate(taken.batch.keys) if key in ours]
+        return taken.batch.take(rows) if rows else None
+
+    def _extract(self, batch: Batch[Any]) -> None:
+        self._metrics.batch(len(batch))
+        with self._metrics.stage("extract"):
+            extractions = extract_each(self._extractor.extract, batch, self._out_of_memory)
+        for extraction in extractions:
+            self._settle_all(extraction.fates)
+            if extraction.features is not None:
+                self._writer.append(extraction.features)
+                counts = extraction.features.integers
+                self._metrics.tokens(
+                    int(counts["prompt_tokens"].sum()), int(counts["answer_tokens"].sum())
+                )
+
+    def _out_of_memory(self, jobs: int) -> None:
+        self._batcher.lower(jobs)
+        self._metrics.out_of_memory()
+        log.warning(
+            "%d jobs did not fit the device's memory: batches of at most %d from now on",
+            *(jobs, self._batcher.batch_size),
+        )
+
+    # -- write, acknowledge ----------------------------------------------------------------
 
     def _commit(self) -> None:
         if not self._writer.rows_buffered:
             return
-        flush = self._writer.flush()
+        with self._metrics.stage("flush"):
+            flush = self._writer.flush(self._consumer.renew)
         if flush.receipt is not None:
-            self.tally.done += self._consumer.ack(flush.receipt)
+            with self._metrics.stage("acknowledge"):
+                acknowledged = self._consumer.ack(flush.receipt)
+            self.tally.done += acknowledged
+            self._metrics.count("done", acknowledged)
             log.info(
                 "stored %d rows in %s", len(flush.receipt.rows), flush.segment or "(was there)"
             )
-        self._reject((key, conflict(key)) for key in flush.conflicts)
+        self._settle_all((key, conflict(key)) for key in flush.conflicts)
+
+    def _settle_all(self, fates: Iterable[tuple[RowKey, Fate]]) -> None:
+        for key, fate in fates:
+            self._settle(key, fate)
+
+    def _settle(self, key: RowKey, fate: Fate) -> None:
+        attempts = self._consumer.attempts(key)
+        if isinstance(fate, Setback) and not self._retries.is_last(attempts):
+            log.warning("attempt %d of %s: %s", attempts, key.question_id, fate.error)
+            retried = self._consumer.retry(key, self._retries.delay_ms(attempts))
+            self.tally.retried += retried
+            self._metrics.count("retried", retried)
+            return
+        failed = self._consumer.fail(key, Rejection(fate.reason, fate.error, fate.traceback))
+        self.tally.failed += failed
+        self._metrics.count("failed", failed)
+        self._metrics.failed(fate.reason)
+
+    def release(self) -> None:
+        """Gives back what was only fetched. May be called from a thread, while a batch runs."""
+        suspects = list(self._suspects)
+        self._suspects.clear()
+        if rows := [*self._batcher.drain(), *(one.key for one in suspects)]:
+            released = self._consumer.release(rows)
+            self.tally.released += released
+            self._metrics.count("released", released)
 
 
 def conflict(key: RowKey) -> Rejection:
@@ -135,4 +254,13 @@ def conflict(key: RowKey) -> Rejection:
         Reason.CONFLICT,
         f"question id {key.question_id!r} is already stored with other content: "
         "what is there stays. Give the new question another id, or use another store",
+    )
+
+
+def _worker_died(delivery: Delivery) -> Rejection:
+    return Rejection(
+        Reason.WORKER_DIED,
+        f"its worker was gone before it ended, {delivery.attempts} times; the last was "
+        f"{delivery.taken_from}: it may be what ends them (memory, a damaged image). Look at it "
+        "alone with `halp-worker extract`",
     )

@@ -39,6 +39,10 @@ class WorkerSettings:
     layers: str
     positions: tuple[str, ...]
     lease_seconds: float
+    max_job_seconds: float
+    max_attempts: int
     flush_rows: int
     flush_seconds: float
     until_empty: bool
+    metrics_port: int | None
+    metrics_host: str

@@ -11,6 +11,7 @@ import typer
 from halp_producer.job import Job
 from halp_store.features import FeatureBatch
 from halp_worker.batcher import Batch
+from halp_worker.delivery import row_key
 from halp_worker.fates import FatalError
 from halp_worker.launch import input_builder
 from halp_worker.model.extractor import Extractor
@@ -28,9 +29,10 @@ def extract_one(
     path = image.absolute()
     job = Job(question_id="extract", image=path.name, question=question, ground_truth="")
     inputs = input_builder(loaded, layout.positions, path.parent, allow_urls=False)
-    extraction = Extractor(loaded, layout).extract(Batch((inputs.prepare(job),)))
+    batch = Batch((row_key(job),), (inputs.prepare(job),))
+    extraction = Extractor(loaded, layout).extract(batch)
     if extraction.features is None:
-        raise FatalError(extraction.rejections[0][1].error)
+        raise FatalError(extraction.fates[0][1].error)
     return extraction.features
 
 

@@ -18,8 +18,9 @@ from halp_store.layout import GRID_COLUMN, Layout
 from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
 from halp_worker.extraction import Extraction
-from halp_worker.fates import Reason, Rejection
+from halp_worker.fates import DeviceOutOfMemory, Reason, Rejection
 from halp_worker.model.capture import CapturedStates, PrefillCapture
+from halp_worker.model.faults import as_fault, free_memory
 from halp_worker.model.inputs import Sample, collate
 from halp_worker.model.loading import LoadedModel
 
@@ -41,9 +42,26 @@ class Extractor:
         self._layout = layout
 
     def extract(self, batch: Batch[Sample]) -> Extraction:
-        """Raises FatalError if the model's hooks do not behave; nothing is half done then."""
+        """Nothing is half done when this raises.
+
+        Raises DeviceOutOfMemory, and the failed batch holds nothing on the device then; a smaller
+        one may follow. Raises DeviceBroken, and FatalError if the model's hooks do not behave.
+        """
+        try:
+            states, generated = self._run(batch.samples)
+        except RuntimeError as error:  # all of torch's are
+            fault = as_fault(error)
+            if fault is None:
+                raise
+            if isinstance(fault, DeviceOutOfMemory):
+                free_memory(error, self._loaded.device)
+            raise fault from error
+        return self._to_rows(batch.samples, states, self._answers(generated))
+
+    def _run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
+        """What was captured, and the new tokens of each sample: all that is on the device is in
+        this frame and those below it."""
         loaded = self._loaded
-        samples = batch.samples
         collated = collate(samples, loaded.generation.pad_token_id)
         capture = PrefillCapture(
             loaded.model,
@@ -57,8 +75,7 @@ class Extractor:
         with torch.inference_mode(), capture:
             output = loaded.model.generate(**inputs, generation_config=loaded.generation)
             states = capture.to_host()
-        answers = self._answers(output[:, collated.padded_tokens :].tolist())
-        return self._to_rows(samples, states, answers)
+        return states, output[:, collated.padded_tokens :].tolist()
 
     def _answers(self, generated: Sequence[Sequence[int]]) -> list[Answer]:
         stops = set(self._loaded.generation.eos_token_id)

@@ -1,11 +1,13 @@
-"""`ImageReader`: an image name from a job -> RGB pixels, or a rejection with its reason.
+"""`ImageReader`: an image name from a job -> RGB pixels, or its fate with a reason.
 
-Knows files, URLs and PIL; does not know the model. Paths stay under the root after links are
-followed, a size is checked before pixels are decoded, EXIF orientation is applied.
+Knows files and PIL; does not know the model. Paths stay under the root after links are followed, a
+size is checked before pixels are decoded, EXIF orientation is applied. What is wrong with the image
+is `Rejected`; what is wrong with the disk, the network or this host's memory is `Retryable`.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -16,11 +18,12 @@ from stat import S_ISREG
 from typing import Final
 
 import numpy as np
-import requests
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from halp_producer.images import is_url
-from halp_worker.fates import Reason, Rejected
+from halp_producer.problem import in_short
+from halp_worker.fates import Reason, Rejected, Retryable
+from halp_worker.model.download import download
 
 MAX_FILE_BYTES: Final = 256 << 20
 """Far above any photograph; keeps a wrong path to a disk image from filling the memory."""
@@ -28,8 +31,39 @@ MAX_FILE_BYTES: Final = 256 << 20
 MAX_IMAGE_PIXELS: Final = 100_000_000
 """Width times height. A 100-megapixel photograph passes, a decompression bomb does not."""
 
-URL_TIMEOUT_SECONDS: Final = 20.0
-URL_TRIES: Final = 3
+Image.init()
+_FORMATS: Final[list[str]] = [
+    name
+    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+    if name in Image.OPEN
+]
+"""What photographs come in, as far as this PIL has it. Each has a signature and is decoded inside
+this process. PIL's other formats start Ghostscript (EPS), hold images of another size than they
+declare (ICO, ICNS), or have no signature and take garbage for pixels (TGA, XBM). Looked up here,
+where there is only one thread."""
+
+MAX_PATH: Final = 4096
+"""Characters; Linux opens no longer path, and resolving one of a megabyte takes seconds."""
+
+_PASSING: Final = frozenset(
+    {
+        # The disk or its network: a mount that is stale, cut off or failing over.
+        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED),
+        *(errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        # This host or process has too much open, or too little memory.
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+        # Somebody else is at the file: a lock, a lease.
+        *(errno.EAGAIN, errno.EBUSY, errno.ETXTBSY),
+    }
+)
+"""Errors of reading that say nothing about the image. All others are the image's for good."""
+
+_FOLDER: Final = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+"""How a folder on the way is opened; where there is O_PATH, it need not be readable."""
+
+_PIL_OUT_OF_MEMORY: Final = "out of memory error"
+"""How PIL words a decoder's status -9, in an OSError without a number."""
 
 
 @dataclass(frozen=True)
@@ -48,96 +82,141 @@ class ImageReader:
         self._allow_urls = allow_urls
 
     def read(self, image: str) -> SourceImage:
-        """Raises Rejected with the reason if this name can never give an image."""
+        """Raises Rejected if this name can never give an image, Retryable if it may later."""
         data = self._download(image) if is_url(image) else self._load(image)
         return SourceImage(decode_image(data, image), hashlib.sha256(data).hexdigest())
 
     def _load(self, image: str) -> bytes:
+        shown = in_short(image)
+        if len(image) > MAX_PATH:
+            raise Rejected(
+                Reason.IMAGE_UNREADABLE,
+                f"image cannot be read: {shown}: {len(image)} characters are no path",
+            )
         try:
             path = (self._root / image).resolve()
             if not path.is_relative_to(self._root):
                 raise Rejected(
-                    Reason.IMAGE_OUTSIDE_ROOT, f"image outside the root: {image} -> {path}"
+                    Reason.IMAGE_OUTSIDE_ROOT,
+                    f"image outside the root: {shown} -> {in_short(str(path))}",
                 )
-            # Not blocking: opening a pipe would wait for somebody to write into it.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            with open(self._open(path.relative_to(self._root)), "rb") as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 if not S_ISREG(status.st_mode):
-                    raise Rejected(Reason.IMAGE_UNREADABLE, f"image is not a file: {image}")
+                    raise Rejected(Reason.IMAGE_UNREADABLE, f"image is not a file: {shown}")
                 if status.st_size > MAX_FILE_BYTES:
                     raise Rejected(
                         Reason.IMAGE_TOO_LARGE,
                         f"image file has {status.st_size} bytes, the limit is {MAX_FILE_BYTES}: "
-                        f"{image}",
+                        f"{shown}",
                     )
-                return file.read()
+                return file.read(status.st_size)
         except FileNotFoundError:
+            if not os.path.isdir(self._root):  # noqa: PTH112 - says False where Path's raises
+                raise Retryable(
+                    Reason.IMAGE_UNAVAILABLE,
+                    f"the image root is gone: {self._root}: is its disk mounted? ({shown})",
+                ) from None
             raise Rejected(
-                Reason.IMAGE_MISSING, f"image not found: {image} (looked under {self._root})"
+                Reason.IMAGE_MISSING, f"image not found: {shown} (looked under {self._root})"
             ) from None
+        except MemoryError:
+            raise _no_memory(image) from None
         except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                raise Retryable(
+                    Reason.IMAGE_UNAVAILABLE,
+                    f"image cannot be read now: {shown}: {in_short(str(error))}",
+                ) from None
             # ValueError: a NUL in the name; RuntimeError: a loop of symbolic links.
             raise Rejected(
-                Reason.IMAGE_UNREADABLE, f"image cannot be read: {image}: {error}"
+                Reason.IMAGE_UNREADABLE, f"image cannot be read: {shown}: {in_short(str(error))}"
             ) from None
+
+    def _open(self, below: Path) -> int:
+        """A descriptor of the file at `below` the root, a path without links.
+
+        Step by step, so that a link put there since the path was judged is not followed.
+        """
+        folder = os.open(self._root, _FOLDER)
+        try:
+            for name in below.parts[:-1]:
+                inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            # Not blocking: opening a pipe would wait for somebody to write into it.
+            how = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            return os.open(below.name or ".", how, dir_fd=folder)
+        finally:
+            os.close(folder)
 
     def _download(self, url: str) -> bytes:
         if not self._allow_urls:
             raise Rejected(
                 Reason.URL_REFUSED,
-                f"image is a URL, and this worker was started without --allow-urls: {url}",
+                "image is a URL, and this worker was started without --allow-urls: "
+                f"{in_short(url)}",
             )
-        for attempt in range(1, URL_TRIES + 1):
-            try:
-                return _get(url)
-            except requests.RequestException as error:
-                if attempt == URL_TRIES:
-                    raise Rejected(Reason.URL_FAILED, f"image URL failed: {url}: {error}") from None
-        raise AssertionError("unreachable")  # pragma: no cover
+        try:
+            return download(url, MAX_FILE_BYTES)
+        except MemoryError:
+            raise _no_memory(url) from None
 
 
-def _get(url: str) -> bytes:
-    with requests.get(url, stream=True, timeout=URL_TIMEOUT_SECONDS) as response:
-        response.raise_for_status()
-        data = bytearray()
-        for part in response.iter_content(1 << 20):
-            data += part
-            if len(data) > MAX_FILE_BYTES:
-                raise Rejected(
-                    Reason.IMAGE_TOO_LARGE, f"image is over {MAX_FILE_BYTES} bytes: {url}"
-                )
-        return bytes(data)
+def _no_memory(image: str) -> Retryable:
+    return Retryable(
+        Reason.IMAGE_UNAVAILABLE, f"this host has no memory for the image now: {in_short(image)}"
+    )
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """RGB pixels, upright, first frame, transparency on white; `name` is for the message.
 
-    Raises Rejected if the bytes are not a whole image or have too many pixels.
+    Raises Rejected if the bytes are not a whole image or have too many pixels, Retryable if this
+    host's memory has no room for one within the limit: it may later.
     """
+    shown = in_short(name)
     try:
         with warnings.catch_warnings():
             # Our own limit decides, and damaged metadata (PIL warns of it) harms no pixel.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise Rejected(
                     Reason.IMAGE_TOO_LARGE,
-                    f"image has {width}x{height} pixels, the limit is {MAX_IMAGE_PIXELS}: {name}",
+                    f"image has {width}x{height} pixels, the limit is {MAX_IMAGE_PIXELS}: {shown}",
                 )
             image.load()
+            if image.format == "JPEG2000":
+                _require_end(data)
             return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise Rejected(Reason.IMAGE_TOO_LARGE, f"image is too large: {name}: {error}") from None
+        raise Rejected(
+            Reason.IMAGE_TOO_LARGE, f"image is too large: {shown}: {in_short(str(error))}"
+        ) from None
     except UnidentifiedImageError:
-        raise Rejected(Reason.IMAGE_UNREADABLE, f"not an image: {name}") from None
+        raise Rejected(
+            Reason.IMAGE_UNREADABLE, f"not an image, or none of {', '.join(_FORMATS)}: {shown}"
+        ) from None
     except Rejected:
         raise
+    except MemoryError:
+        raise _no_memory(name) from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        if str(error).startswith(_PIL_OUT_OF_MEMORY):
+            raise _no_memory(name) from None
         kind = type(error).__name__
         raise Rejected(
-            Reason.IMAGE_UNREADABLE, f"image is damaged: {name}: {kind}: {error}"
+            Reason.IMAGE_UNREADABLE, f"image is damaged: {shown}: {kind}: {in_short(str(error))}"
         ) from None
+
+
+def _require_end(data: bytes) -> None:
+    """Of a JPEG 2000 codestream (ISO 15444-1, A.4.4): cut between two packets, it decodes to less
+    detail without an error. No packet holds these two bytes, so a whole file is never refused."""
+    if data.find(b"\xff\xd9", data.find(b"\xff\x4f\xff\x51")) < 0:
+        raise ValueError("the codestream does not end")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

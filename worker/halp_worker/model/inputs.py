@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from qwen_vl_utils import process_vision_info
+from qwen_vl_utils.vision_process import MAX_RATIO
 
 from halp_producer.job import Job
+from halp_producer.problem import printable
 from halp_worker.fates import FatalError, Reason, Rejected
 from halp_worker.model.images import ImageReader
 from halp_worker.model.positions import Prompt, find_positions
@@ -120,8 +122,13 @@ class InputBuilder:
         messages = user_turn(content, job.question)
         try:
             images, _ = process_vision_info(messages, image_patch_size=image_processor.patch_size)
+            _require_ratio(*images[0].size)
         except ValueError as error:  # an aspect ratio the model was not made for
-            raise Rejected(Reason.IMAGE_UNREADABLE, f"{job.image}: {error}") from None
+            width, height = pixels.size
+            raise Rejected(
+                Reason.IMAGE_UNREADABLE,
+                f"{printable(job.image)}: {width}x{height} pixels do not fit the model: {error}",
+            ) from None
         outputs = self._processor(
             text=[render(self._processor, messages)], images=images, return_tensors="pt"
         )
@@ -153,6 +160,14 @@ class InputBuilder:
             prompt_tokens=len(input_ids),
             image_tokens=image_tokens,
         )
+
+
+def _require_ratio(width: int, height: int) -> None:
+    """Of the resized image, as the image processor will: rounding to whole patches may have made a
+    ratio of 199 one of 207. Raises ValueError."""
+    ratio = max(width, height) / min(width, height)
+    if ratio > MAX_RATIO:
+        raise ValueError(f"aspect ratio {ratio:.0f} in whole patches, the limit is {MAX_RATIO}")
 
 
 def user_turn(image: dict[str, Any], question: str) -> list[dict[str, Any]]:

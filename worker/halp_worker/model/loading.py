@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from halp_worker.fates import FatalError
+from halp_worker.fates import DeviceBroken, DeviceOutOfMemory, FatalError
+from halp_worker.model.faults import as_fault
 from halp_worker.model.versions import check_transformers
 from halp_worker.settings import Dtype, ModelSettings
 
@@ -89,17 +90,21 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     """Raises FatalError if this is not a whole Qwen2.5-VL checkpoint."""
     check_transformers()
     device = choose_device(settings.device)
+    if device.type == "cuda":
+        # What names no device goes to this one, and does not open a context on the first GPU.
+        torch.cuda.set_device(device)
     config = _load_config(settings)
     processor = _load_processor(settings)
-    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        settings.model,
-        revision=settings.revision or "main",
-        config=config,
-        dtype=_TORCH_DTYPES[settings.dtype],
-        device_map={"": device},
-        use_safetensors=True,  # never a pickle
-        output_loading_info=True,
-    )
+    with _fatal_in_one_line(f"model {settings.model}"):
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            settings.model,
+            revision=settings.revision or "main",
+            config=config,
+            dtype=_TORCH_DTYPES[settings.dtype],
+            device_map={"": device},
+            use_safetensors=True,  # never a pickle
+            output_loading_info=True,
+        )
     lacking = sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", ())))
     if lacking:
         raise FatalError(
@@ -153,6 +158,17 @@ def _fatal_in_one_line(what: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise FatalError(f"{what}: {first_line}") from None
+    except RuntimeError as error:
+        match as_fault(error):
+            case DeviceOutOfMemory() as full:
+                raise FatalError(
+                    f"{what}: its weights do not fit ({full}): take a smaller model, or a device "
+                    "that nothing else uses"
+                ) from None
+            case DeviceBroken() as broken:
+                raise broken from error
+            case _:
+                raise
 
 
 def _generation(model: Any, processor: Any, max_new_tokens: int) -> Any:

@@ -1,0 +1,181 @@
+"""`serve`: puts one worker together around an engine, and runs it.
+
+The engine is a model (`launch.py`) or a stand-in (tests, benchmarks): nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from halp_producer.activity import WorkerActivity
+from halp_producer.job import Job
+from halp_producer.keys import RunKeys
+from halp_store.layout import Layout
+from halp_store.writer import StoreWriter
+from halp_worker.batcher import Batcher
+from halp_worker.consumer import Consumer
+from halp_worker.heartbeat import Describe, Heartbeat
+from halp_worker.metrics import Metrics
+from halp_worker.retry import RetryPolicy
+from halp_worker.service import Extracts, Service, Tally
+from halp_worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What turns jobs into rows.
+
+    prepare: a job's inputs, called on threads; raises Rejected or Retryable.
+    device: for people.
+    """
+
+    layout: Layout
+    provenance: Mapping[str, Any]
+    prepare: Callable[[Job], Any]
+    extractor: Extracts
+    device: str
+
+
+def worker_name() -> str:
+    """Unique: a worker that starts again is another one."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def serve(
+    settings: WorkerSettings,
+    engine: Engine,
+    client: redis.Redis,
+    name: str,
+    *,
+    retries: RetryPolicy | None = None,
+) -> Tally:
+    """Runs until told to stop. client: repeats nothing (`server.connect_exact`).
+    retries: None, the usual delays.
+
+    Raises FatalError or StoreError with a message, or what redis-py raises.
+    """
+    keys = RunKeys(settings.run)
+    metrics = Metrics()
+    metrics.describe(
+        worker=name, run=settings.run, model=settings.model.model, device=engine.device
+    )
+    writer = StoreWriter.open(
+        settings.store,
+        engine.layout,
+        worker=name,
+        provenance=engine.provenance,
+        flush_rows=settings.flush_rows,
+        flush_seconds=settings.flush_seconds,
+    )
+    consumer = Consumer(
+        client,
+        keys,
+        name=name,
+        lease_ms=int(settings.lease_seconds * 1000),
+        max_job_seconds=settings.max_job_seconds,
+        on_lost=metrics.lease_lost,
+        on_poll=metrics.polled,
+    )
+    port = settings.metrics_port
+    endpoint = nullcontext() if port is None else metrics.serve(settings.metrics_host, port)
+    with Batcher(engine.prepare, settings.batch_size) as batcher, endpoint:
+        service = Service(
+            consumer,
+            batcher,
+            engine.extractor,
+            writer,
+            until_empty=settings.until_empty,
+            retries=retries or RetryPolicy(settings.max_attempts),
+            metrics=metrics,
+        )
+        heartbeat = Heartbeat(
+            client,
+            keys,
+            renewals=[
+                consumer.renew_all,
+                lambda: metrics.backlog(client.xlen(keys.jobs)),
+            ],
+            describe=_describer(settings, engine, consumer, service, metrics),
+            lease_seconds=settings.lease_seconds,
+        )
+        log.info("worker %s: run %s -> %s", name, settings.run, settings.store)
+        with _stopped_by_signals(service), heartbeat:
+            return service.run()
+
+
+@contextmanager
+def _stopped_by_signals(service: Service) -> Iterator[None]:
+    """SIGTERM or SIGINT ends the work in order; the second one ends the process.
+
+    The second loses nothing: what is not acknowledged is another worker's after the lease.
+    """
+
+    def on_signal(number: int, frame: object) -> None:
+        if service.stopping:
+            log.warning("second signal: stopping at once; other workers take over after the lease")
+            os._exit(128 + number)
+        log.info("%s: finishing the batch in hand", signal.Signals(number).name)
+        service.stop()
+        # On a thread: this frame may have interrupted the very code whose locks a release needs.
+        threading.Thread(target=_release, args=[service], name="release", daemon=True).start()
+
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _release(service: Service) -> None:
+    try:
+        service.release()
+    except redis.RedisError as error:
+        log.warning("could not give back what was only fetched: %s", error)
+
+
+def _describer(
+    settings: WorkerSettings,
+    engine: Engine,
+    consumer: Consumer,
+    service: Service,
+    metrics: Metrics,
+) -> Describe:
+    started_ms = int(time.time() * 1000)
+
+    def describe(now_ms: int) -> WorkerActivity:
+        seconds = max(1e-3, (now_ms - started_ms) / 1000)
+        metrics.in_hand(consumer.in_hand)
+        return WorkerActivity(
+            worker=consumer.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=engine.device,
+            model=settings.model.model,
+            state=service.state,
+            started_ms=started_ms,
+            seen_ms=now_ms,
+            polled_ms=consumer.polled_ms,
+            in_hand=consumer.in_hand,
+            done=service.tally.done,
+            failed=service.tally.failed,
+            rows_per_second=round(service.tally.done / seconds, 3),
+        )
+
+    return describe

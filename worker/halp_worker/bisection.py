@@ -1,0 +1,46 @@
+"""`extract_each`: a batch through the extractor, whatever happens to it.
+
+A batch that fails is halved until the guilty job stands alone; the others are finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from halp_store.errors import StoreError
+from halp_worker.batcher import Batch
+from halp_worker.extraction import Extraction
+from halp_worker.fates import DeviceOutOfMemory, FatalError, Reason, Setback
+
+log = logging.getLogger(__name__)
+
+
+def extract_each(
+    extract: Callable[[Batch[Any]], Extraction],
+    batch: Batch[Any],
+    on_out_of_memory: Callable[[int], None],
+) -> list[Extraction]:
+    """One extraction, or those of the halves. on_out_of_memory: is told how many were too many.
+
+    Raises FatalError or StoreError: those are no job's fault.
+    """
+    try:
+        return [extract(batch)]
+    except DeviceOutOfMemory as error:
+        on_out_of_memory(len(batch))
+        setback = Setback(Reason.OUT_OF_MEMORY, str(error))
+    except (FatalError, StoreError):
+        raise
+    except Exception as error:  # noqa: BLE001 - anything a model may raise over one input
+        text = "".join(traceback.format_exception(error))
+        setback = Setback(Reason.EXTRACTION_FAILED, f"{type(error).__name__}: {error}", text)
+    # Out here the exception is gone, and with it the tensors that its frames held.
+    if len(batch) == 1:
+        return [Extraction(None, ((batch.keys[0], setback),))]
+    log.warning("a batch of %d failed (%s): halving it", len(batch), setback.error)
+    middle = len(batch) // 2
+    halves = (batch.take(range(middle)), batch.take(range(middle, len(batch))))
+    return [one for half in halves for one in extract_each(extract, half, on_out_of_memory)]
