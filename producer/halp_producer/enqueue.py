@@ -15,6 +15,7 @@ import redis
 
 from halp_producer.job import Job, hash_fields
 from halp_producer.keys import ENQUEUED, EPOCH, GROUP, RunKeys
+from halp_producer.outages import is_outage
 
 CHUNK_JOBS: Final = 250
 """Jobs a call. Larger ones were not faster; this one holds the server up for about 3 ms."""
@@ -184,9 +185,9 @@ class Enqueuer:
             except redis.OutOfMemoryError:
                 away_since = 0.0
                 self._say("memory", "the server is out of memory: waiting for workers to make room")
-            except redis.AuthenticationError:
-                raise
-            except (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError) as error:
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > self._patience_s:
                     raise

@@ -61,7 +61,8 @@ class RunKeys:
 
     @property
     def attempts(self) -> str:
-        """Hash: id of an entry on `jobs` -> how often work on it was started."""
+        """Hash: id of an entry on `jobs` -> how often work on it was started, and after a blank by
+        whom, unless that worker gave it back."""
         return f"halp:{{{self.run}}}:attempts"
 
     @property

@@ -137,7 +137,8 @@ local function cancel(entry)
     bytes = bytes + #fields[i]
   end
   for _, one in ipairs({'reason', ARGV[5], 'error', ARGV[6], 'traceback', '',
-                        'attempts', redis.call('HGET', attempts, id) or '0',
+                        'attempts',
+                        string.match(redis.call('HGET', attempts, id) or '0', '^%d+') or '0',
                         'worker', holder, 'failed_ms', now}) do
     add[#add + 1] = one
   end

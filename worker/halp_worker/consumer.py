@@ -1,4 +1,4 @@
-"""`Consumer`: one member of the run's consumer group. What is in this worker's hands is known here.
+"""`Consumer`: one member of the run's consumer group: fetches, renews, finishes, gives back.
 
 Knows the stream; does not know what a job means. From the read to the acknowledgement a job is
 leased: renewed, or lost to another worker and then never touched again. Delivery is at least
@@ -8,9 +8,8 @@ once: the same job may come twice, to one worker or to two, and the store decide
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -19,11 +18,12 @@ import redis
 from halp_producer.enqueue import create_group
 from halp_producer.job import JobFormatError, decode
 from halp_producer.keys import DELAYED, DONE, EPOCH, FAILED, GROUP, RunKeys
+from halp_producer.outages import is_forgotten, is_outage
 from halp_store.features import Receipt, RowKey
 from halp_worker import scripts
 from halp_worker.delivery import Delivery
 from halp_worker.fates import Reason, Rejection
-from halp_worker.outages import is_forgotten, is_outage
+from halp_worker.hand import Hand
 from halp_worker.retry import LONGEST_DELAY_MS
 
 log = logging.getLogger(__name__)
@@ -40,21 +40,6 @@ class _Entry(NamedTuple):
     fields: Any
     attempts: int = 0
     taken_from: str = ""
-
-
-@dataclass
-class _Held:
-    """In hand. attempts: starts of work before. is_begun: one more, by us. since: seconds."""
-
-    key: RowKey
-    attempts: int
-    since: float
-    is_begun: bool = False
-
-    @property
-    def started(self) -> int:
-        """How often work was started, by us too."""
-        return self.attempts + self.is_begun
 
 
 @dataclass(frozen=True)
@@ -104,9 +89,7 @@ class Consumer:
         self._fail = client.register_script(scripts.FAIL)
         self._delay = client.register_script(scripts.DELAY)
         self._leave = client.register_script(scripts.LEAVE)
-        self._in_hand: dict[str, _Held] = {}
-        self._finishing: set[str] = set()  # of these, not being ours any more is no loss
-        self._lock = threading.Lock()
+        self._hand = Hand()
         # Entries that a lost reply left on our own list come before anything else.
         self._own_page: str | None = "-"
         self._pause = FIRST_PAUSE_SECONDS
@@ -117,14 +100,11 @@ class Consumer:
     @property
     def in_hand(self) -> int:
         """Entries read and neither finished, given back nor lost."""
-        with self._lock:
-            return len(self._in_hand)
+        return len(self._hand)
 
     def attempts(self, key: RowKey) -> int:
         """How often work on this row was started, this time included."""
-        with self._lock:
-            held_now = list(self._in_hand.values())
-        return max((held.started for held in held_now if held.key == key), default=0)
+        return max((held.started for held in self._hand.entries([key]).values()), default=0)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -227,8 +207,7 @@ class Consumer:
         return [_Entry(entry_id.decode(), fields) for part in lists for entry_id, fields in part]
 
     def _not_in_hand(self, entries: Sequence[_Entry]) -> list[_Entry]:
-        with self._lock:
-            return [entry for entry in entries if entry.entry_id not in self._in_hand]
+        return [one for one in entries if not self._hand.knows(one.entry_id, one.attempts)]
 
     def _decode(self, entries: Iterable[_Entry]) -> list[Delivery]:
         deliveries = []
@@ -239,16 +218,21 @@ class Consumer:
                 self._fail_entries([entry.entry_id], Rejection(Reason.MALFORMED, str(error)))
                 continue
             delivery = Delivery(entry.entry_id, job, entry.attempts, entry.taken_from)
-            with self._lock:
-                self._in_hand[entry.entry_id] = _Held(delivery.key, entry.attempts, self._clock())
+            self._hand.take(delivery, self._clock())
             deliveries.append(delivery)
         return deliveries
 
     # -- holding ---------------------------------------------------------------------------
 
     def begin(self, deliveries: Sequence[Delivery]) -> Begun:
-        """Counts an attempt of each, and renews its lease."""
-        arguments = [part for one in deliveries for part in (one.entry_id, one.attempts + 1)]
+        """Counts an attempt of each that is still in hand, and renews its lease."""
+        ours = self._hand.entries()
+        held = {
+            one.entry_id: ours[one.entry_id].attempts + 1
+            for one in deliveries
+            if one.entry_id in ours
+        }
+        arguments = [part for pair in held.items() for part in pair]
         (epoch, *lost), _ = self._persist(
             lambda: self._begin(
                 keys=[self._keys.jobs, self._keys.attempts, self._keys.counts],
@@ -256,35 +240,29 @@ class Consumer:
             )
         )
         gone = set(self._lose(lost))
-        started = [one for one in deliveries if one.entry_id not in gone]
-        with self._lock:
-            for one in started:
-                if one.entry_id in self._in_hand:
-                    self._in_hand[one.entry_id].is_begun = True
+        started = [one for one in deliveries if one.entry_id in held.keys() - gone]
+        self._hand.begin(one.entry_id for one in started)
         return Begun(started, epoch.decode())
 
     def renew(self, rows: Iterable[RowKey]) -> set[RowKey]:
         """Renews these leases; returns the rows that are still ours."""
         wanted = set(rows)
-        entry_ids = self._entries_of(wanted)
-        if entry_ids:
+        if entry_ids := list(self._hand.entries(wanted)):
             lost, _ = self._persist(lambda: self._renew_entries(entry_ids))
             self._lose(lost)
-        with self._lock:
-            return {held.key for held in self._in_hand.values() if held.key in wanted}
+        return {held.key for held in self._hand.entries(wanted).values()}
 
     def renew_all(self) -> None:
         """Renews the lease of everything in hand, but for what was held too long. Raises
         what redis-py raises."""
         oldest = self._clock() - self._max_job_seconds
-        with self._lock:
-            too_long = [one for one, held in self._in_hand.items() if held.since < oldest]
-            entry_ids = [one for one in self._in_hand if one not in too_long]
-        for entry_id in self._forget(too_long):
+        ours = self._hand.entries()
+        too_long = self._hand.forget(one for one, held in ours.items() if held.since < oldest)
+        for entry_id in too_long:
             log.warning("%s: in hand for over --max-job-seconds: no longer renewed", entry_id)
         if too_long:
             self._on_lost(len(too_long))
-        if entry_ids:
+        if entry_ids := list(ours.keys() - set(too_long)):
             self._lose(self._renew_entries(entry_ids))
 
     def _renew_entries(self, entry_ids: Sequence[str]) -> Any:
@@ -298,7 +276,7 @@ class Consumer:
         An entry that is another worker's by now stays that worker's.
         """
         return self._finish(
-            self._entries_of(receipt.rows),
+            list(self._hand.entries(set(receipt.rows))),
             lambda entry_ids: self._ack(
                 keys=[self._keys.jobs, self._keys.counts, self._keys.attempts],
                 args=[GROUP, self.name, DONE, *entry_ids],
@@ -307,7 +285,7 @@ class Consumer:
 
     def fail(self, row: RowKey, rejection: Rejection) -> int:
         """Moves every entry in hand of this row to the failed stream; returns how many."""
-        return self._fail_entries(self._entries_of([row]), rejection)
+        return self._fail_entries(list(self._hand.entries([row])), rejection)
 
     def _fail_entries(self, entry_ids: Sequence[str], rejection: Rejection) -> int:
         failed = 0
@@ -330,22 +308,18 @@ class Consumer:
 
     def retry(self, row: RowKey, delay_ms: int) -> int:
         """Gives every entry in hand of this row back, for whoever is free after the delay."""
-        return self._give_back(self._entries_of([row]), delay_ms, started=True)
+        held = self._hand.entries([row])
+        return self._give_back({one: what.started for one, what in held.items()}, delay_ms)
 
     def release(self, rows: Iterable[RowKey]) -> int:
         """Gives back what was not worked on: another worker gets it at once, no attempt counted."""
-        return self._give_back(self._entries_of(rows), 0, started=False)
+        held = self._hand.entries(set(rows))
+        return self._give_back({one: what.attempts for one, what in held.items()}, 0)
 
-    def _give_back(self, entry_ids: Sequence[str], delay_ms: int, *, started: bool) -> int:
-        with self._lock:
-            held = {one: self._in_hand[one] for one in entry_ids if one in self._in_hand}
-        arguments = [
-            part
-            for one, what in held.items()
-            for part in (one, what.started if started else what.attempts)
-        ]
+    def _give_back(self, attempts: Mapping[str, int], delay_ms: int) -> int:
+        arguments = [part for pair in attempts.items() for part in pair]
         return self._finish(
-            list(held),
+            list(attempts),
             lambda _: self._delay(
                 keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
                 args=[GROUP, self.name, DELAYED, delay_ms, *arguments],
@@ -356,16 +330,11 @@ class Consumer:
         """Runs a script that ends our hold on the entries; returns how many were ours."""
         if not entry_ids:
             return 0
-        with self._lock:
-            self._finishing.update(entry_ids)
-        try:
+        with self._hand.finishing(entry_ids):
             lost, was_repeated = self._persist(lambda: script(entry_ids))
             # Of a first run whose reply was lost, the second finds nothing left to do.
             unfinished = set() if was_repeated else {one.decode() for one in lost}
-            self._forget(set(entry_ids) - unfinished)
-        finally:
-            with self._lock:
-                self._finishing.difference_update(entry_ids)
+            self._hand.forget(set(entry_ids) - unfinished)
         self._lose(lost)
         return len(entry_ids) - len(unfinished)
 
@@ -387,29 +356,20 @@ class Consumer:
         was_repeated = False
         while True:
             try:
-                return request(), was_repeated
+                reply = request()
             except redis.RedisError as error:
                 if not is_outage(error):
                     raise
                 was_repeated = True
                 self._wait_for_server(error)
-
-    def _entries_of(self, rows: Iterable[RowKey]) -> list[str]:
-        wanted = set(rows)
-        with self._lock:
-            return [entry_id for entry_id, held in self._in_hand.items() if held.key in wanted]
-
-    def _forget(self, entry_ids: Iterable[str]) -> list[str]:
-        """Returns those that were in hand."""
-        with self._lock:
-            return [one for one in entry_ids if self._in_hand.pop(one, None) is not None]
+            else:
+                self._pause = FIRST_PAUSE_SECONDS
+                return reply, was_repeated
 
     def _lose(self, raw_ids: Iterable[bytes]) -> list[str]:
         """Entries that are another's, or nobody's, by now. Counted and logged once."""
         lost = [one.decode() for one in raw_ids]
-        with self._lock:
-            still = [one for one in lost if one not in self._finishing]
-        noticed = self._forget(still)
+        noticed = self._hand.lose(lost)
         for entry_id in noticed:
             log.warning("lease of %s was lost: its result is discarded", entry_id)
         if noticed:

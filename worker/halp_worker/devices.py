@@ -18,6 +18,7 @@ from typing import Any, Final
 import redis
 
 from halp_producer.keys import gpu_lease
+from halp_producer.outages import is_outage
 from halp_worker.fates import FatalError
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,6 @@ RENEWED_AFTER: Final = 0.25
 
 PATIENCE_BEYOND_LEASE_SECONDS: Final = 10.0
 """What a dead worker left has run out by then, and been seen to."""
-
-_PASSING: Final = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-)
-"""What the server says of itself for a while: away, loading, failing over, full."""
 
 # Taking and renewing are one thing, which may happen twice: a reply that was lost is no harm.
 # KEYS: the lease. ARGV: me, its milliseconds. Returns whose it is now.
@@ -193,9 +186,9 @@ def take_gpu(
                 return taken
             problem = _all_in_use(leases, holders)
             pause = POLL_SECONDS
-        except redis.AuthenticationError:  # a ConnectionError to redis-py; waiting does not help
-            raise
-        except _PASSING as error:
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
             problem = f"the server was away while a GPU was chosen: {error}"
             pause = min(2 * pause, POLL_SECONDS)
         left = deadline - clock()

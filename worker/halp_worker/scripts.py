@@ -20,15 +20,22 @@ local function now_ms()
   local now = redis.call('TIME')
   return now[1] * 1000 + math.floor(now[2] / 1000)
 end
+
+local function started(attempts, id)
+  return string.match(redis.call('HGET', attempts, id) or '0', '^(%d+) ?(.*)$')
+end
 """
-"""`owned` is also false where the stream or its group is gone."""
+"""`started`: how often, and by whom if that worker has not given it back: whoever works on it next
+must fence that one, however many had it in between and whichever replies were lost.
+`owned` is also false where the stream or its group is gone."""
 
 OWN: Final = (
     _HEAD
     + """
 -- What is pending for me: a lost reply leaves entries there that `>` never returns.
 -- KEYS: jobs, attempts. ARGV: group, me, first id of the page, count.
--- Returns {id, fields, attempts, me} for each; an entry that was deleted leaves the list.
+-- Returns {id, fields, attempts, who was at work or me} for each; an entry that was deleted leaves
+-- the list.
 local found = {}
 local page = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])
 for _, pending in ipairs(page) do
@@ -36,7 +43,8 @@ for _, pending in ipairs(page) do
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
   if entry then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'JUSTID')
-    found[#found + 1] = {id, entry[2], redis.call('HGET', KEYS[2], id) or '0', ARGV[2]}
+    local times, who = started(KEYS[2], id)
+    found[#found + 1] = {id, entry[2], times, who ~= '' and who or ARGV[2]}
   else
     redis.call('XACK', KEYS[1], ARGV[1], id)
     redis.call('HDEL', KEYS[2], id)
@@ -52,8 +60,9 @@ TAKE: Final = (
 -- Delayed jobs that are due, then those whose lease is over.
 -- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, slots, lease in ms,
 -- idle ms after which a delayed job is taken even if the sorted set forgot it.
--- Returns {id, fields, attempts, whose lease was over} for each; the latter is the consumer of
--- delayed jobs for one that was given back, and '' for one whose last attempt ended in order.
+-- Returns {id, fields, attempts, who was at work} for each; if nobody was, the latter is the one
+-- whose lease was over, the consumer of delayed jobs for one that was given back, and '' for one
+-- whose last attempt ended in order.
 local jobs, delayed, attempts = KEYS[1], KEYS[2], KEYS[3]
 local group, me, parked, slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local taken = {}
@@ -62,7 +71,8 @@ local function take(id, from)
   redis.call('ZREM', delayed, id)
   local entry = redis.call('XCLAIM', jobs, group, me, 0, id)[1]
   if entry then
-    taken[#taken + 1] = {id, entry[2], redis.call('HGET', attempts, id) or '0', from}
+    local times, who = started(attempts, id)
+    taken[#taken + 1] = {id, entry[2], times, who ~= '' and who or from}
   else  -- it was deleted while it was pending
     redis.call('XACK', jobs, group, id)
     redis.call('HDEL', attempts, id)
@@ -109,7 +119,7 @@ local answer = {redis.call('HGET', KEYS[3], ARGV[3]) or ''}
 for i = 4, #ARGV, 2 do
   if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
-    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[2])
   else
     answer[#answer + 1] = ARGV[i]
   end
@@ -169,7 +179,7 @@ for i, value in ipairs(entry and entry[2] or {}) do
   letter[#letter + 1] = value
 end
 for _, value in ipairs({'reason', ARGV[5], 'error', ARGV[6], 'traceback', ARGV[7],
-                        'attempts', redis.call('HGET', KEYS[4], id) or '0',
+                        'attempts', (started(KEYS[4], id)),
                         'worker', ARGV[2], 'failed_ms', string.format('%.0f', now_ms())}) do
   letter[#letter + 1] = value
 end
