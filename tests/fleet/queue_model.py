@@ -211,8 +211,7 @@ class QueueModel:
         """Own lost ones, then due delayed ones and those whose lease is over, then new ones."""
         try:
             self._join(hand)
-            found = self._read_own(hand, slots) or self._take_over(hand, slots)
-            found = found or self._request(lambda: self._read_new(hand, slots))
+            found = self._read_own(hand, slots) or self._take_next(hand, slots)
         except LostReplyError:
             hand.cursor = -1
             return []
@@ -263,7 +262,7 @@ class QueueModel:
             one.is_old = False
         return page
 
-    def _take_over(self, hand: Hand, slots: int) -> list[Entry]:
+    def _take_next(self, hand: Hand, slots: int) -> list[Entry]:
         return self._fresh(hand, self._request(lambda: self._take(hand.name, slots)))
 
     def _take(self, name: str, slots: int) -> list[Entry]:
@@ -274,16 +273,10 @@ class QueueModel:
         for owner in sorted({DELAYED, *self.holders()}):
             over = [one for one in self.owned(owner) if one.is_old and one not in taken]
             taken += over[: slots - len(taken)]
+        taken = taken or self.owned(WAITING)[:slots]
         for one in taken:
             one.owner, one.is_old, one.due, one.is_due = name, False, None, False
         return taken
-
-    def _read_new(self, hand: Hand, slots: int) -> list[Entry]:
-        self._need_group()
-        new = self.owned(WAITING)[:slots]
-        for one in new:
-            one.owner = hand.name
-        return new
 
     def _need_group(self) -> None:
         if not self.has_group:

@@ -110,13 +110,13 @@ def test_a_reply_that_is_lost_in_the_middle_of_work_comes_back(member, enqueue, 
     assert one.read(1, 0) == [], "its own list has been read to the end"
     enqueue(make_job(2), make_job(3))
     with monkeypatch.context() as patch:
-        deliver = one._client.xreadgroup
+        deliver = one._take
 
-        def lose(*args, **options):
-            deliver(*args, **options)
+        def lose(**arguments):
+            deliver(**arguments)
             raise redis.ConnectionError("the reply is lost")
 
-        patch.setattr(one._client, "xreadgroup", lose)
+        patch.setattr(one, "_take", lose)
         assert one.read(1, 0) == []
     assert ids(one.read(5, 0)) == ["q2"], "before anything new, and without what is in hand"
     assert ids(one.read(5, 0)) == ["q3"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import socket
 import threading
@@ -79,7 +80,8 @@ def serve(
         worker=name,
         provenance=engine.provenance,
         flush_rows=settings.flush_rows,
-        flush_seconds=settings.flush_seconds,
+        # Workers that are started together should not flush together: up to a quarter sooner.
+        flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311 - no secret
     )
     consumer = Consumer(
         client,

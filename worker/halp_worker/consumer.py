@@ -119,9 +119,9 @@ class Consumer:
             return []
         try:
             self._join_group()
-            entries = (
-                self._read_own(slots) or self._take_over(slots) or self._read_new(slots, block_ms)
-            )
+            entries = self._read_own(slots) or self._take_next(slots)
+            if not entries and block_ms:
+                entries = self._wait_for_new(slots, block_ms)
         except redis.RedisError as error:
             if is_forgotten(error):
                 log.warning("the stream or its group is gone (%s): starting it again", error)
@@ -176,7 +176,7 @@ class Consumer:
                 return fresh
         return []
 
-    def _take_over(self, slots: int) -> list[_Entry]:
+    def _take_next(self, slots: int) -> list[_Entry]:
         taken = _entries(
             self._take(
                 keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
@@ -187,14 +187,14 @@ class Consumer:
             )
         )
         fresh = self._not_in_hand(taken)
-        if fresh:
-            left_by = sorted({entry.taken_from or "an attempt" for entry in fresh})
-            log.info("took over %d jobs, left by %s", len(fresh), ", ".join(left_by))
+        if left := [entry for entry in fresh if entry.attempts or entry.taken_from]:
+            left_by = sorted({entry.taken_from or "an attempt" for entry in left})
+            log.info("took over %d jobs, left by %s", len(left), ", ".join(left_by))
         return fresh
 
-    def _read_new(self, slots: int, block_ms: int) -> list[_Entry]:
+    def _wait_for_new(self, slots: int, block_ms: int) -> list[_Entry]:
         answer: Any = self._client.xreadgroup(
-            GROUP, self.name, {self._keys.jobs: ">"}, count=slots, block=block_ms or None
+            GROUP, self.name, {self._keys.jobs: ">"}, count=slots, block=block_ms
         )
         if not answer:
             return []
@@ -243,6 +243,16 @@ class Consumer:
         started = [one for one in deliveries if one.entry_id in held.keys() - gone]
         self._hand.begin(one.entry_id for one in started)
         return Begun(started, epoch.decode())
+
+    def still_ours(self, rows: Iterable[RowKey]) -> set[RowKey]:
+        """As `renew`, at batch entry: what is lost by now would be computed in vain. What came less
+        than an eighth of a lease ago was leased by that. Before a commit, `renew` asks always."""
+        wanted = set(rows)
+        long_ago = self._clock() - self._lease_ms / 8000
+        held = self._hand.entries(wanted).values()
+        if any(one.since < long_ago for one in held):
+            return self.renew(wanted)
+        return {one.key for one in held}
 
     def renew(self, rows: Iterable[RowKey]) -> set[RowKey]:
         """Renews these leases; returns the rows that are still ours."""

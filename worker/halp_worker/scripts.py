@@ -57,7 +57,7 @@ return found
 TAKE: Final = (
     _HEAD
     + """
--- Delayed jobs that are due, then those whose lease is over.
+-- Delayed jobs that are due, then those whose lease is over; new ones where there are neither.
 -- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, slots, lease in ms,
 -- idle ms after which a delayed job is taken even if the sorted set forgot it.
 -- Returns {id, fields, attempts, who was at work} for each; if nobody was, the latter is the one
@@ -102,6 +102,12 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', jobs, group)) do
     for _, pending in ipairs(over) do
       take(pending[1], name)
     end
+  end
+end
+if #taken == 0 then
+  local new = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', slots, 'STREAMS', jobs, '>')
+  for _, entry in ipairs(new and new[1][2] or {}) do
+    taken[#taken + 1] = {entry[1], entry[2], '0', ''}
   end
 end
 return taken

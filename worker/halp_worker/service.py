@@ -179,7 +179,7 @@ class Service:
         self._settle_all(taken.fates)
         if taken.batch is None:
             return None
-        ours = self._consumer.renew(taken.batch.keys)
+        ours = self._consumer.still_ours(taken.batch.keys)
         rows = [row for row, key in enumerate(taken.batch.keys) if key in ours]
         return taken.batch.take(rows) if rows else None
 
