@@ -44,7 +44,7 @@ All = Annotated[bool, typer.Option("--all", help="All of the run that are there 
 @app.command(
     "list",
     epilog="\b\nExamples:\n  halp-producer failed list --limit 20"
-    "\n  halp-producer failed list --reason image-missing"
+    "\n  halp-producer failed list --reason image_missing"
     "\n  halp-producer failed list --run pilot --json",
 )
 def list_(
@@ -102,7 +102,7 @@ def show(
 
 @app.command(
     epilog="\b\nExamples:\n  halp-producer failed retry question_comb_6253"
-    "\n  halp-producer failed retry --reason image-missing"
+    "\n  halp-producer failed retry --reason image_missing"
     "\n  halp-producer failed retry --all --run pilot"
 )
 def retry(

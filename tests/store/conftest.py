@@ -6,6 +6,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,28 @@ from halp_store.writer import StoreWriter
 
 MakeRows = Callable[..., FeatureBatch]
 Fork = Callable[[Callable[[], object]], int]
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+HARMS = (remove, truncate, empty, flip_a_bit)
+"""What may happen to a file on a disk."""
 
 
 @pytest.fixture(scope="session")

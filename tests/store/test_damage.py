@@ -7,29 +7,13 @@ import pytest
 from halp_store.errors import DamagedSegment
 from halp_store.reader import open_store
 
+from .conftest import HARMS
+
 READS = {
     "array": lambda store, name: store.array(name),
     "row": lambda store, name: store["a"],
     "xarray": lambda store, name: store.to_xarray([name]),
 }
-
-
-def _remove(path):
-    path.unlink()
-
-
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def _empty(path):
-    path.write_bytes(b"")
-
-
-def _flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
 
 
 @pytest.fixture
@@ -40,7 +24,7 @@ def segment(tmp_path, open_writer, make_rows):
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-@pytest.mark.parametrize("harm", [_remove, _truncate, _empty, _flip_a_bit])
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("chunk", ["query_token/c.0.1.0", "vision_only/c.0.0"])
 def test_a_harmed_chunk_is_an_error_that_names_it(segment, harm, read, chunk):
     """Missing, torn, empty or with a flipped bit: never a fill value, never other numbers."""
@@ -53,7 +37,7 @@ def test_a_harmed_chunk_is_an_error_that_names_it(segment, harm, read, chunk):
     assert "restore" in str(caught.value)
 
 
-@pytest.mark.parametrize("harm", [_remove, _truncate, _empty, _flip_a_bit])
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("column", ["answer", "prompt_tokens"])
 def test_harmed_texts_and_integers_are_errors_too(segment, harm, column):
     """Every column has a checksum, not only the vectors."""

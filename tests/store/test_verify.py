@@ -13,25 +13,9 @@ from halp_store.storage import LocalStorage
 from halp_store.verification import Counts, NoteKind, ProblemKind
 from halp_store.verify import verify_store
 
+from .conftest import HARMS, remove, truncate
+
 HEX = "0123456789abcdef" * 2
-
-
-def _remove(path):
-    path.unlink()
-
-
-def _truncate(path):
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def _empty(path):
-    path.write_bytes(b"")
-
-
-def _flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
 
 
 @pytest.fixture
@@ -77,7 +61,7 @@ def test_what_is_no_store_is_an_error(tmp_path):
         verify_store(tmp_path)
 
 
-@pytest.mark.parametrize("harm", [_remove, _truncate, _empty, _flip_a_bit])
+@pytest.mark.parametrize("harm", HARMS)
 def test_harm_to_any_file_of_a_segment_is_found(path, segment, layout, harm):
     """Each array's chunks and metadata are read: the problem names the segment and the array."""
     files = [one for one in segment.rglob("*") if one.is_file() and one.parent != segment]
@@ -135,8 +119,8 @@ def test_a_segment_without_the_metadata_of_its_arrays_is_found(path, segment):
 def test_no_problem_hides_another(path, segment, publish, make_rows):
     """Harm in two arrays of one segment and in another segment: all is said at once."""
     other = path / "segments" / publish(path, make_rows(["c"]), "other")
-    _remove(segment / "query_token" / "c.0.1.0")
-    _truncate(segment / "answer" / "c.0")
+    remove(segment / "query_token" / "c.0.1.0")
+    truncate(segment / "answer" / "c.0")
     (other / "zarr.json").write_bytes(b"rubbish")
     found = {(one.segment, one.array) for one in verify_store(path).problems}
     assert found == {
