@@ -100,7 +100,7 @@ class Proxy:
 
     seen: the name of each command that was answered, in order. A script goes by its name in
     `halp_worker.scripts`, or ENQUEUE; one that the server did not know by `<name> NOSCRIPT`.
-    lost: those of them whose replies were lost.
+    lost: those of them whose replies were lost. asked: first words of what was sent on.
     """
 
     def __init__(self, url: str) -> None:
@@ -118,6 +118,7 @@ class Proxy:
         self._counted: Counter[str] = Counter()
         self.seen: list[str] = []
         self.lost: list[str] = []
+        self.asked: set[str] = set()
 
     def lose(self, plan: dict[str, Collection[int]], how: Loss = Loss.HANG_UP) -> None:
         """Name of a command -> which of its replies, counted from now on from 1, are lost."""
@@ -171,6 +172,7 @@ class Proxy:
         while True:
             raw, words = asks.command()
             server.sendall(raw)
+            self.asked.add(words[0].upper())
             reply = answers.reply()
             if not self._is_lost(_name(words, reply)):
                 client.sendall(reply)

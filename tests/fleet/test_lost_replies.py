@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import json
 import signal
+import time
 
 import pytest
 from proxy import SCRIPTS, Loss, Proxy
@@ -62,10 +63,19 @@ def proxy(fleet):
         yield one
 
 
-def work(fleet, proxy, *options, url=""):
-    """One worker, by way of the proxy, until nothing is left."""
-    fleet.enqueue(*JOBS)
-    worker = fleet.start(*OPTIONS, *options, url=url or proxy.url)
+def work(fleet, proxy, *options, url="", is_waiting=False):
+    """One worker, by way of the proxy, until nothing is left.
+
+    is_waiting: the last jobs come in the reply to a read that blocks. It waits for the retries.
+    """
+    late = JOBS[-2:] if is_waiting else []
+    fleet.enqueue(*JOBS[: len(JOBS) - len(late)])
+    slowly = ("--retry-ms", "1000") if is_waiting else ()
+    worker = fleet.start(*OPTIONS, *slowly, *options, url=url or proxy.url)
+    while late and "XREADGROUP" not in proxy.asked:
+        assert worker.is_alive, fleet.logs()
+        time.sleep(0.005)
+    fleet.enqueue(*late)
     assert worker.wait() == 0, fleet.logs()
 
 
@@ -106,7 +116,7 @@ def assert_as_if_nothing_was_lost(fleet):
 
 def test_the_losses_below_are_of_every_command_a_worker_sends(fleet, proxy):
     """Without a loss, a run sends exactly those, and each often enough to lose so many."""
-    work(fleet, proxy)
+    work(fleet, proxy, is_waiting=True)
     assert_as_if_nothing_was_lost(fleet)
     seen = {name for name in proxy.seen if not name.endswith(" NOSCRIPT")}
     assert seen == set(LOSSES)
@@ -136,7 +146,7 @@ def test_the_losses_below_are_of_every_script_and_of_every_command_of_the_consum
 def test_a_lost_reply_changes_nothing(fleet, proxy, name, occurrence):
     """The command took effect, the connection is gone: the same worker finishes the run."""
     proxy.lose({name: (occurrence,)})
-    work(fleet, proxy)
+    work(fleet, proxy, is_waiting=name == "XREADGROUP")
     assert proxy.lost == [name]
     assert_as_if_nothing_was_lost(fleet)
 
@@ -145,7 +155,7 @@ def test_a_lost_reply_changes_nothing(fleet, proxy, name, occurrence):
 def test_replies_that_are_lost_again_and_again_change_nothing(fleet, proxy, plan):
     """A script runs three times, and does what it does once."""
     proxy.lose(plan)
-    work(fleet, proxy)
+    work(fleet, proxy, is_waiting="XREADGROUP" in plan)
     assert len(proxy.lost) == sum(map(len, plan.values()))
     assert_as_if_nothing_was_lost(fleet)
 
@@ -163,7 +173,7 @@ def test_replies_that_never_come_end_with_the_timeout(fleet, proxy):
     """The connection stays open and says nothing: as a lost reply, only later."""
     plan = {name: (1,) for name in LOSSES if name in SCRIPTS or name == "XREADGROUP"}
     proxy.lose(plan, Loss.SILENCE)
-    work(fleet, proxy, url=f"{proxy.url}?socket_timeout=0.7")
+    work(fleet, proxy, url=f"{proxy.url}?socket_timeout=0.7", is_waiting=True)
     assert sorted(proxy.lost) == sorted(plan)
     assert_as_if_nothing_was_lost(fleet)
 

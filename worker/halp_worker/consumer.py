@@ -188,8 +188,8 @@ class Consumer:
         )
         fresh = self._not_in_hand(taken)
         if left := [entry for entry in fresh if entry.attempts or entry.taken_from]:
-            left_by = sorted({entry.taken_from or "an attempt" for entry in left})
-            log.info("took over %d jobs, left by %s", len(left), ", ".join(left_by))
+            why = {f"left by {one.taken_from}" if one.taken_from else "due again" for one in left}
+            log.info("took over %d jobs: %s", len(left), ", ".join(sorted(why)))
         return fresh
 
     def _wait_for_new(self, slots: int, block_ms: int) -> list[_Entry]:
@@ -215,6 +215,7 @@ class Consumer:
             try:
                 job = decode(entry.fields or {})
             except JobFormatError as error:
+                log.warning("failed entry %s: malformed: %s", entry.entry_id, error)
                 self._fail_entries([entry.entry_id], Rejection(Reason.MALFORMED, str(error)))
                 continue
             delivery = Delivery(entry.entry_id, job, entry.attempts, entry.taken_from)
@@ -295,12 +296,12 @@ class Consumer:
 
     def fail(self, row: RowKey, rejection: Rejection) -> int:
         """Moves every entry in hand of this row to the failed stream; returns how many."""
+        log.warning("failed %s: %s: %s", row.question_id, rejection.reason, rejection.error)
         return self._fail_entries(list(self._hand.entries([row])), rejection)
 
     def _fail_entries(self, entry_ids: Sequence[str], rejection: Rejection) -> int:
         failed = 0
         for entry_id in entry_ids:
-            log.warning("failed %s: %s: %s", entry_id, rejection.reason, rejection.error)
             failed += self._finish(
                 [entry_id],
                 lambda entry_ids: self._fail(
