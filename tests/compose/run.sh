@@ -83,6 +83,7 @@ import json, os, pathlib
 from halp_store import open_store
 path = os.environ["HALP_STORE"]
 heads = [json.loads(p.read_text()) for p in sorted(pathlib.Path(path, "segments").glob("*/zarr.json"))]
+heads = [h for h in heads if "tombstone" not in h["attributes"]]  # of a killed worker, fenced
 store = open_store(path)
 print(json.dumps({
     "read": list(store),

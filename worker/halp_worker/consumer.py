@@ -188,8 +188,7 @@ class Consumer:
         )
         fresh = self._not_in_hand(taken)
         if left := [entry for entry in fresh if entry.attempts or entry.taken_from]:
-            why = {f"left by {one.taken_from}" if one.taken_from else "due again" for one in left}
-            log.info("took over %d jobs: %s", len(left), ", ".join(sorted(why)))
+            log.info("took over %d jobs: %s", len(left), ", ".join(sorted(set(map(_why, left)))))
         return fresh
 
     def _wait_for_new(self, slots: int, block_ms: int) -> list[_Entry]:
@@ -399,6 +398,16 @@ def _entries(answer: Iterable[Any]) -> list[_Entry]:
         )
         for entry_id, fields, attempts, taken_from in answer
     ]
+
+
+def _why(taken: _Entry) -> str:
+    match taken.taken_from:
+        case "":
+            return "due again"
+        case holder if holder == DELAYED:
+            return "given back"
+        case worker:
+            return f"left by {worker}"
 
 
 def _utf8(text: str) -> bytes:
