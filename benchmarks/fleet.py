@@ -482,7 +482,7 @@ def working_mib(bench: Bench, keys: RunKeys, jobs: int, *options: str) -> float:
         return worker.has_ended() or done - before >= jobs
 
     wait_until(f"{jobs:,} jobs to be done", has_done, START_SECONDS, 0.01)
-    if not worker.has_ended():
+    if not options and not worker.has_ended():
         worker.process.terminate()
     wait_until("the worker to leave", worker.has_ended, START_SECONDS, 0.05)
     rmtree(store)

@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,15 +115,16 @@ def serve(
             lease_seconds=settings.lease_seconds,
         )
         log.info("worker %s: run %s -> %s", name, settings.run, settings.store)
-        with _stopped_by_signals(service), heartbeat:
+        _stop_by_signals(service)
+        with heartbeat:
             return service.run()
 
 
-@contextmanager
-def _stopped_by_signals(service: Service) -> Iterator[None]:
-    """SIGTERM or SIGINT ends the work in order; the second one ends the process.
+def _stop_by_signals(service: Service) -> None:
+    """From now on SIGTERM or SIGINT ends the work in order; the second one ends the process.
 
-    The second loses nothing: what is not acknowledged is another worker's after the lease.
+    The second loses nothing: what is not acknowledged is another worker's after the lease. It
+    stays so to the end of the process, which a signal in its last moments should not spoil.
     """
 
     def on_signal(number: int, frame: object) -> None:
@@ -135,14 +136,8 @@ def _stopped_by_signals(service: Service) -> Iterator[None]:
         # On a thread: this frame may have interrupted the very code whose locks a release needs.
         threading.Thread(target=_release, args=[service], name="release", daemon=True).start()
 
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
 
 
 def _release(service: Service) -> None:
