@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 STOPPED: Final = "stopped"
 """The state of a worker that left by itself; it says so in its last heartbeat."""
@@ -33,3 +34,11 @@ class WorkerActivity(BaseModel):
     done: int = 0
     failed: int = 0
     rows_per_second: float = 0.0
+
+
+def read_activity(value: bytes) -> WorkerActivity | None:
+    """The heartbeat that was written; None for what cannot be read as one."""
+    try:
+        return WorkerActivity.model_validate(json.loads(value))
+    except (ValidationError, ValueError):
+        return None

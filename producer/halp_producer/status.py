@@ -5,14 +5,13 @@ Knows the keys of a run and the server's account of consumers; refuses to change
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Final, NamedTuple, cast
 
 import redis
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from halp_producer.activity import STOPPED, WorkerActivity
+from halp_producer.activity import STOPPED, WorkerActivity, read_activity
 from halp_producer.balance import Books
 from halp_producer.keys import DELAYED, DONE, ENQUEUED, FAILED, GROUP, RunKeys
 
@@ -176,7 +175,7 @@ def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
 def _workers(
     held: dict[str, int], heartbeats: dict[bytes, bytes], now_ms: float
 ) -> tuple[WorkerStatus, ...]:
-    seen = {_text(name): _activity(value) for name, value in heartbeats.items()}
+    seen = {_text(name): read_activity(value) for name, value in heartbeats.items()}
     return tuple(
         _worker(name, held.get(name, 0), seen.get(name), now_ms) for name in sorted(held | seen)
     )
@@ -194,13 +193,6 @@ def _worker(
         seen_seconds_ago=ago,
         activity=activity,
     )
-
-
-def _activity(value: bytes) -> WorkerActivity | None:
-    try:
-        return WorkerActivity.model_validate(json.loads(value))
-    except (ValidationError, ValueError):
-        return None
 
 
 def _text(value: bytes | str) -> str:

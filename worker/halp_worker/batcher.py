@@ -7,7 +7,6 @@ the server: what `prepare` returns is passed on as it is.
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,18 +120,10 @@ class Batcher(Generic[S]):
             except FatalError:
                 raise
             except Exception as error:  # noqa: BLE001 - of one job, whatever it is: it is tried again
-                fates.append((key, _setback(error)))
+                fates.append((key, Setback.of(Reason.PREPARATION_FAILED, error)))
         batch = Batch(tuple(keys), tuple(samples)) if samples else None
         return Taken(batch, tuple(fates))
 
     def _first(self) -> tuple[RowKey, Future[S]] | None:
         with self._lock:
             return self._queue.popleft() if self._queue else None
-
-
-def _setback(error: Exception) -> Setback:
-    return Setback(
-        Reason.PREPARATION_FAILED,
-        f"{type(error).__name__}: {error}",
-        "".join(traceback.format_exception(error)),
-    )

@@ -6,7 +6,6 @@ A batch that fails is halved until the guilty job stands alone; the others are f
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +34,7 @@ def extract_each(
     except (FatalError, StoreError):
         raise
     except Exception as error:  # noqa: BLE001 - anything a model may raise over one input
-        text = "".join(traceback.format_exception(error))
-        setback = Setback(Reason.EXTRACTION_FAILED, f"{type(error).__name__}: {error}", text)
+        setback = Setback.of(Reason.EXTRACTION_FAILED, error)
     # Out here the exception is gone, and with it the tensors that its frames held.
     if len(batch) == 1:
         return [Extraction(None, ((batch.keys[0], setback),))]

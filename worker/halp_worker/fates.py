@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from traceback import format_exception
 
 
 class Reason(StrEnum):
@@ -50,6 +51,12 @@ class Setback:
     reason: Reason
     error: str
     traceback: str = ""
+
+    @classmethod
+    def of(cls, reason: Reason, error: Exception) -> Setback:
+        """Of something unforeseen: its type, its words, its traceback; keeps no frame alive."""
+        text = "".join(format_exception(error))
+        return cls(reason, f"{type(error).__name__}: {error}", text)
 
 
 Fate = Rejection | Setback

@@ -7,16 +7,14 @@ worker makes progress, only that its loop goes round.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import redis
-from pydantic import ValidationError
 
-from halp_producer.activity import STOPPED, WorkerActivity
+from halp_producer.activity import STOPPED, WorkerActivity, read_activity
 from halp_producer.keys import RunKeys
 from halp_producer.server import ServerError, connect, explained
 
@@ -61,7 +59,7 @@ def check_health(
     max_age_seconds: above the longest batch and commit, in which a worker does not poll.
     """
     heartbeats: Any = client.hgetall(keys.workers)
-    here = [one for one in map(_activity, heartbeats.values()) if one and one.host == host]
+    here = [one for one in map(read_activity, heartbeats.values()) if one and one.host == host]
     if not here:
         return HealthReport(
             ok=False,
@@ -98,10 +96,3 @@ def _judge(one: WorkerActivity, max_age_seconds: float, now_ms: int) -> HealthRe
 
 def _ago(then_ms: int, now_ms: int) -> str:
     return f"{max(0, now_ms - then_ms) / 1000:.1f} s ago"
-
-
-def _activity(value: bytes) -> WorkerActivity | None:
-    try:
-        return WorkerActivity.model_validate(json.loads(value))
-    except (ValidationError, ValueError):
-        return None

@@ -21,11 +21,18 @@ local function now_ms()
   return now[1] * 1000 + math.floor(now[2] / 1000)
 end
 
+local function of(consumer, label)
+  for i = 1, #consumer, 2 do
+    if consumer[i] == label then return consumer[i + 1] end
+  end
+end
+
 local function started(attempts, id)
   return string.match(redis.call('HGET', attempts, id) or '0', '^(%d+) ?(.*)$')
 end
 """
-"""`started`: how often, and by whom if that worker has not given it back: whoever works on it next
+"""`of`: a field of one consumer, as XINFO CONSUMERS lists them.
+`started`: how often, and by whom if that worker has not given it back: whoever works on it next
 must fence that one, however many had it in between and whichever replies were lost.
 `owned` is also false where the stream or its group is gone."""
 
@@ -90,13 +97,8 @@ for i = 1, #due, 2 do
   end
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', jobs, group)) do
-  local name, held
-  for i = 1, #consumer, 2 do
-    if consumer[i] == 'name' then name = consumer[i + 1] end
-    if consumer[i] == 'pending' then held = consumer[i + 1] end
-  end
-  local left = slots - #taken
-  if held > 0 and left > 0 then
+  local name, left = of(consumer, 'name'), slots - #taken
+  if of(consumer, 'pending') > 0 and left > 0 then
     local idle = name == parked and ARGV[6] or ARGV[5]
     local over = redis.call('XPENDING', jobs, group, 'IDLE', idle, '-', '+', left, name)
     for _, pending in ipairs(over) do
@@ -246,14 +248,10 @@ local gone_before = now_ms() - ARGV[5]
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 local holds = {}
 for _, consumer in ipairs(consumers.err and {} or consumers) do
-  local name, pending, idle
-  for i = 1, #consumer, 2 do
-    if consumer[i] == 'name' then name = consumer[i + 1] end
-    if consumer[i] == 'pending' then pending = consumer[i + 1] end
-    if consumer[i] == 'idle' then idle = consumer[i + 1] end
-  end
+  local name, pending = of(consumer, 'name'), of(consumer, 'pending')
+  local is_idle = of(consumer, 'idle') > tonumber(ARGV[5])
   holds[name] = pending > 0
-  if pending == 0 and name ~= ARGV[4] and name ~= ARGV[2] and idle > tonumber(ARGV[5]) then
+  if pending == 0 and name ~= ARGV[4] and name ~= ARGV[2] and is_idle then
     -- One that has a heartbeat is judged by it: before 7.2 a blocked reader counts as idle.
     if redis.call('HEXISTS', KEYS[2], name) == 0 then
       redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
