@@ -25,6 +25,7 @@ from halp_producer.keys import RunKeys
 from halp_producer.move_report import OF_JOBS, MoveReport, require_one_way
 from halp_producer.moves import cancel_all, cancel_jobs
 from halp_producer.options import RedisUrl, Run
+from halp_producer.order import GroupBy
 from halp_producer.progress import counting, listening
 from halp_producer.server import DEFAULT_URL, advice, connect, connect_exact
 from halp_producer.status import read_run, require_run
@@ -89,6 +90,14 @@ def enqueue(
             help="With bad lines in the file: enqueue nothing, or all but those.",
         ),
     ] = OnInvalid.STOP,
+    group_by: Annotated[
+        GroupBy,
+        typer.Option(
+            envvar="HALP_GROUP_BY",
+            help="Enqueue the questions of one image together, wherever they are in the file: "
+            "workers then compute each image once for many questions. Or keep the file's order.",
+        ),
+    ] = GroupBy.IMAGE,
     max_backlog: Annotated[
         int | None,
         typer.Option(
@@ -130,6 +139,7 @@ def enqueue(
                     RunKeys(run),
                     client,
                     on_invalid=on_invalid,
+                    group_by=group_by,
                     max_backlog=max_backlog,
                     listener=listener,
                 )

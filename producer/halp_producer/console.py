@@ -15,8 +15,8 @@ import redis
 import typer
 from pydantic import BaseModel
 
-from halp_producer.ledger import LedgerError
 from halp_producer.problem import DatasetError, printable
+from halp_producer.scratch import ScratchError
 from halp_producer.server import ServerError, explained
 from halp_producer.status import UnknownRunError
 
@@ -30,7 +30,7 @@ def errors(url: str, resume: Callable[[], str] = lambda: "") -> Iterator[None]:
     """One sentence and exit code 1 for every error that is foreseen; `resume` says how to go on."""
     try:
         yield
-    except (ServerError, DatasetError, LedgerError, UnknownRunError) as error:
+    except (ServerError, DatasetError, ScratchError, UnknownRunError) as error:
         fail(str(error))
     except redis.RedisError as error:
         fail("; ".join(filter(None, (str(explained(error, url)), resume()))))

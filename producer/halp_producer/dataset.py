@@ -7,7 +7,7 @@ ids are the ledger's). Text is kept exactly: no normalisation, no stripping.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +15,7 @@ from halp_producer.columns import Columns
 from halp_producer.images import ImageRoot
 from halp_producer.job import Job
 from halp_producer.lines import LineError, Lines
+from halp_producer.order import Stretch
 from halp_producer.problem import DatasetError, LineProblem, shortened
 from halp_producer.record import Problem, job_of, parse_json, parse_written, shown
 from halp_producer.rows import Row, read_rows
@@ -28,12 +29,14 @@ _MAX_SHOWN: Final = 1000
 class Record(NamedTuple):
     """One record and the line it starts on: a job, or problems (then `job` is None).
 
-    size: bytes it takes in the (unzipped) file; about what it takes on the wire."""
+    size: bytes it takes in the (unzipped) file; about what it takes on the wire.
+    offset: of a job's record in the (unzipped) file."""
 
     line: int
     job: Job | None
     problems: tuple[LineProblem, ...] = ()
     size: int = 0
+    offset: int = 0
 
 
 class Dataset:
@@ -65,18 +68,32 @@ class Dataset:
         """How far the current (or last) pass is, in bytes of the file on disk."""
         return self._lines.bytes_read if self._lines else self._bytes_read
 
-    def read(self, check_images: bool = True) -> Iterator[Record]:
+    def read(self) -> Iterator[Record]:
         """One pass from the start. Raises DatasetError when the file cannot be read at all."""
         with Lines(self.path) as lines:
             self._lines = lines
-            records = self._csv_records(lines) if self._is_csv else self._json_records(lines)
+            records = self._records(lines)
             try:
-                if check_images and self._images is not None:
-                    yield from map(self._with_image, records)
-                else:
-                    yield from records
+                yield from records if self._images is None else map(self._with_image, records)
             finally:
                 self._lines, self._bytes_read = None, lines.bytes_read
+
+    def read_again(
+        self, stretches: Iterable[Stretch]
+    ) -> Iterator[tuple[Stretch, Iterator[Record]]]:
+        """Each stretch, the first of which starts the file, with its records: all of them are to
+        be taken before the next stretch. Images are not looked at. Raises as `read`, and
+        ScratchError."""
+        with Lines(self.path) as lines:
+            records = self._records(lines)
+            for stretch in stretches:
+                if stretch.offset:
+                    lines.seek(stretch.offset, stretch.first)
+                yield stretch, _up_to(records, stretch.last)
+
+    def _records(self, lines: Lines) -> Iterator[Record]:
+        """Takes no line before it is asked for the record on it."""
+        return self._csv_records(lines) if self._is_csv else self._json_records(lines)
 
     def _with_image(self, record: Record) -> Record:
         if record.job is None or self._images is None:
@@ -86,6 +103,7 @@ class Dataset:
 
     def _json_records(self, lines: Lines) -> Iterator[Record]:
         while True:
+            offset = lines.offset
             try:
                 raw = next(lines)
             except StopIteration:
@@ -94,9 +112,9 @@ class Dataset:
                 yield self._bad(error.line, ("record", str(error)))
             else:
                 if not raw.isspace():
-                    yield self._json_record(lines.number, raw)
+                    yield self._json_record(lines.number, raw, offset)
 
-    def _json_record(self, line: int, raw: bytes) -> Record:
+    def _json_record(self, line: int, raw: bytes, offset: int) -> Record:
         try:
             text = raw.decode("utf-8")
             columns = parse_json(text)
@@ -107,7 +125,9 @@ class Dataset:
         if not isinstance(columns, dict):
             return self._bad(line, ("record", f"expected a JSON object, got {shown(columns)}"))
         job, problems = job_of(self._columns, columns, lambda: parse_written(text))
-        return self._bad(line, *problems) if job is None else Record(line, job, (), len(raw))
+        if job is None:
+            return self._bad(line, *problems)
+        return Record(line, job, (), len(raw), offset)
 
     def _csv_records(self, lines: Lines) -> Iterator[Record]:
         rows = read_rows(lines)
@@ -141,9 +161,9 @@ class Dataset:
             return self._bad(row.line, *named)
         columns: Mapping[str, Any] = dict(zip(header, row.cells, strict=True))
         job, problems = job_of(self._columns, columns, lambda: columns)
-        return (
-            self._bad(row.line, *problems) if job is None else Record(row.line, job, (), row.size)
-        )
+        if job is None:
+            return self._bad(row.line, *problems)
+        return Record(row.line, job, (), row.size, row.offset)
 
     def _bad(self, line: int, *problems: Problem) -> Record:
         return Record(
@@ -156,3 +176,11 @@ class Dataset:
                 for field, reason in problems
             ),
         )
+
+
+def _up_to(records: Iterator[Record], last: int) -> Iterator[Record]:
+    """The next records, to the one on line `last`."""
+    for record in records:
+        yield record
+        if record.line >= last:
+            return

@@ -1,26 +1,20 @@
 """`Ledger`: what the first pass learned about each line, on disk, so that memory stays flat.
 
-Knows ids, content hashes and line numbers; refuses to know records. It lives in a private
-temporary SQLite file that is gone when the process is, whichever way it ends.
+Knows ids, content hashes and line numbers; refuses to know records.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
+
+from halp_producer.scratch import room_needed
 
 _BATCH: Final = 2000
 """Lines between inserts: where a larger batch stops being faster."""
 
-_CACHE_KIB: Final = 8192
-"""SQLite's page cache; the rest spills to the temporary file."""
-
-_SETUP: Final = f"""
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-PRAGMA cache_size = -{_CACHE_KIB};
-PRAGMA temp_store = FILE;
+_TABLES: Final = """
 CREATE TABLE good (id TEXT, hash BLOB, line INTEGER);
 CREATE TABLE bad (line INTEGER);
 CREATE TABLE skipped (line INTEGER PRIMARY KEY);
@@ -35,6 +29,8 @@ SELECT id, line, first_line, hash = first_hash FROM (
 ) WHERE place > 1
 """
 
+_SKIPPED: Final = "SELECT line FROM skipped WHERE line BETWEEN ? AND ? ORDER BY line"
+
 
 class Duplicate(NamedTuple):
     """A line whose id was used before, on `first_line`, with the same content or with other."""
@@ -45,28 +41,15 @@ class Duplicate(NamedTuple):
     same: bool
 
 
-class LedgerError(Exception):
-    """The temporary file cannot be written; the message says what to do."""
-
-
 class Ledger:
     """Filled once with `good` and `bad`, then read once with `duplicates` and `skipped`."""
 
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("", isolation_level=None)  # "": temporary, on disk
-        try:
-            self._database.executescript(_SETUP)
-        except sqlite3.OperationalError as error:
-            self._database.close()
-            raise _explained(error) from None
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        with room_needed():
+            database.executescript(_TABLES)
         self._good: list[tuple[str, bytes, int]] = []
         self._bad: list[tuple[int]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._database.close()
 
     def good(self, line: int, question_id: str, content_hash: str) -> None:
         """Notes a line that is fine by itself."""
@@ -83,7 +66,7 @@ class Ledger:
     def duplicates(self) -> Iterator[Duplicate]:
         """Every line whose id an earlier good line has. All of these will be skipped."""
         self._flush()
-        try:
+        with room_needed():
             self._database.execute("BEGIN")
             self._database.execute("INSERT OR IGNORE INTO skipped SELECT line FROM bad")
             cursor = self._database.execute(_TWICE)
@@ -94,12 +77,11 @@ class Ledger:
                 yield Duplicate(question_id, line, first_line, bool(same))
             self._skip()
             self._database.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise _explained(error) from None
 
-    def skipped(self) -> Iterator[int]:
-        """The numbers of all lines to skip, ascending. Complete once `duplicates` is exhausted."""
-        for (line,) in self._database.execute("SELECT line FROM skipped ORDER BY line"):
+    def skipped(self, first: int, last: int) -> Iterator[int]:
+        """The numbers of the lines to skip from `first` to `last`, ascending. Complete once
+        `duplicates` is exhausted."""
+        for (line,) in self._database.execute(_SKIPPED, (first, last)):
             yield line
 
     def _skip(self) -> None:
@@ -107,19 +89,10 @@ class Ledger:
         self._bad.clear()
 
     def _flush(self) -> None:
-        try:
+        with room_needed():
             self._database.execute("BEGIN")
             self._database.executemany("INSERT INTO good VALUES (?, ?, ?)", self._good)
             self._database.executemany("INSERT INTO bad VALUES (?)", self._bad)
             self._database.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise _explained(error) from None
         self._good.clear()
         self._bad.clear()
-
-
-def _explained(error: sqlite3.OperationalError) -> LedgerError:
-    return LedgerError(
-        f"the temporary ledger cannot be written: {error}; it needs about 100 bytes a line, "
-        "point TMPDIR to a directory with room"
-    )

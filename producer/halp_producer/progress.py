@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from halp_producer.intake import Listener
+from halp_producer.listener import Listener
 from halp_producer.problem import LineProblem, printable
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ _UNDECODABLE: Final = re.compile("[\udc80-\udcff]")
 
 
 class Row(NamedTuple):
-    """One row. line: where it starts. reason: why it cannot be read (then without cells).
+    """One row. line, offset: where it starts. reason: why it cannot be read (then without cells).
     bad_cells: (index, reason) of cells that hold something else than text. size: in bytes."""
 
     line: int
@@ -26,6 +26,7 @@ class Row(NamedTuple):
     reason: str | None = None
     bad_cells: tuple[tuple[int, str], ...] = ()
     size: int = 0
+    offset: int = 0
 
 
 class _Text:
@@ -63,7 +64,7 @@ def read_rows(lines: Lines) -> Iterator[Row]:
     reader = csv.reader(text, strict=True)
     while True:
         text.start_row()
-        start = lines.number + 1
+        start, offset = lines.number + 1, lines.offset
         try:
             cells = next(reader)
         except StopIteration:
@@ -76,7 +77,7 @@ def read_rows(lines: Lines) -> Iterator[Row]:
         else:
             if len(cells) > 1 or (cells and cells[0].strip()):
                 bad_cells = _bad_cells(cells) if text.damaged else ()
-                yield Row(start, cells, None, bad_cells, text.row_bytes)
+                yield Row(start, cells, None, bad_cells, text.row_bytes, offset)
 
 
 def _bad_cells(cells: list[str]) -> tuple[tuple[int, str], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +14,17 @@ from halp_producer.enqueue import create_group, enqueue_jobs
 from halp_producer.job import Job
 from halp_producer.keys import DELAYED, DONE, FAILED, GROUP, RunKeys
 from halp_producer.status import read_run
+
+# A process starts with the peak of the one that starts it, so a small one does.
+PEAK = """
+import os, sys
+command = [sys.executable, "-m", "halp_producer", *sys.argv[1:]]
+silent = [(os.POSIX_SPAWN_OPEN, one, os.devnull, os.O_WRONLY, 0) for one in (1, 2)]
+child = os.posix_spawn(sys.executable, command, os.environ, file_actions=silent)
+_, status, usage = os.wait4(child, 0)
+assert status == 0, status
+print(usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+"""
 
 
 class Bench:
@@ -99,3 +112,13 @@ def full(client: redis.Redis) -> Iterator[Callable[[], None]]:
     """`full()`: from now on the server has no memory left, until the test is over."""
     yield lambda: client.config_set("maxmemory", 1) and None
     client.config_set("maxmemory", 0)
+
+
+@pytest.fixture
+def peak_mib() -> Callable[..., float]:
+    """`peak_mib(*arguments)`: the peak memory of that halp-producer command."""
+
+    def measure(*arguments: str) -> float:
+        return float(subprocess.check_output([sys.executable, "-c", PEAK, *arguments]))
+
+    return measure

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halp_producer import ledger as ledger_module
+from halp_producer import scratch as scratch_module
 from halp_producer.dataset import Dataset
 from halp_producer.intake import OnInvalid, Silence, enqueue_dataset
 from halp_producer.job import decode
 from halp_producer.keys import RunKeys
-from halp_producer.ledger import Ledger, LedgerError
+from halp_producer.ledger import Ledger
 from halp_producer.problem import DatasetError, LineProblem
+from halp_producer.scratch import ScratchError, scratch_database
 
 KEYS = RunKeys("unused")
 
@@ -141,7 +141,8 @@ def test_the_ledger_agrees_with_a_dictionary(entries):
     """Which lines are duplicates, of what, and which to skip: as a plain loop would say."""
     first: dict[str, tuple[int, str]] = {}
     expected, skipped = [], []
-    with Ledger() as ledger:
+    with scratch_database() as database:
+        ledger = Ledger(database)
         for number, entry in enumerate(entries, 1):
             if entry is None:
                 ledger.bad(number)
@@ -156,7 +157,8 @@ def test_the_ledger_agrees_with_a_dictionary(entries):
             else:
                 first[name] = (number, content)
         assert sorted(map(tuple, ledger.duplicates())) == sorted(expected)
-        assert list(ledger.skipped()) == skipped
+        assert list(ledger.skipped(1, len(entries))) == skipped
+        assert list(ledger.skipped(3, 7)) == [one for one in skipped if 3 <= one <= 7]
 
 
 def test_many_duplicates_and_bad_lines_are_found(tmp_path):
@@ -172,11 +174,11 @@ def test_many_duplicates_and_bad_lines_are_found(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    """The ledger needs room for temporary files; where there is none, TMPDIR can point to some."""
-    limited = ledger_module._SETUP + "PRAGMA max_page_count = 20;"
-    monkeypatch.setattr(ledger_module, "_SETUP", limited)
+    """The books need room for temporary files; where there is none, TMPDIR can point to some."""
+    limited = scratch_module._SETUP + "PRAGMA max_page_count = 20;"
+    monkeypatch.setattr(scratch_module, "_SETUP", limited)
     source = dataset(tmp_path, *(row(f"q{number}") for number in range(5000)))
-    with pytest.raises(LedgerError, match=r"disk is full.*TMPDIR"):
+    with pytest.raises(ScratchError, match=r"disk is full.*TMPDIR"):
         enqueue_dataset(source, KEYS, None)
 
 
@@ -195,21 +197,12 @@ def test_progress_ends_at_the_size_of_the_file(client, run, tmp_path):
     assert all(0 < bytes_read <= size for bytes_read, _ in seen)
 
 
-def test_memory_does_not_depend_on_the_length_of_the_file(tmp_path):
+def test_memory_does_not_depend_on_the_length_of_the_file(tmp_path, peak_mib):
     """Eight times the lines take less than 16 MiB more (the ledger's page cache, not the lines)."""
     peaks = []
     for count in (5_000, 40_000):
         path = tmp_path / f"{count}.jsonl"
         with path.open("w") as file:
             file.writelines(row(f"q{number}", "What? " * 30) + "\n" for number in range(count))
-        arguments = ["-m", "halp_producer", "enqueue", str(path), "--dry-run", "--json"]
-        process = os.posix_spawn(
-            sys.executable,
-            [sys.executable, *arguments],
-            os.environ,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
-        )
-        _, status, usage = os.wait4(process, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
-        peaks.append(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20))
+        peaks.append(peak_mib("enqueue", str(path), "--dry-run"))
     assert peaks[1] - peaks[0] < 16
