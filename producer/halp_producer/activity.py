@@ -16,7 +16,7 @@ class WorkerActivity(BaseModel):
 
     Times are Unix milliseconds. `done` and `failed` count since this worker started;
     `rows_per_second` is its rate over the last minute or since its start. `polled_ms`: when the
-    server last answered its read, 0 if it has not yet.
+    server last answered its read, 0 if it has not yet; while a batch runs, not after its start.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -58,10 +58,19 @@ class Commands:
     def status(self):
         return json.loads(self.producer("status", "--json").stdout)
 
-    def worker(self, *options):
+    def worker(self, *options, launcher=(), device="cpu"):
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "halp_worker", "run", "--until-empty", "--device", "cpu"),
+                *(
+                    sys.executable,
+                    "-m",
+                    *launcher,
+                    "halp_worker",
+                    "run",
+                    "--until-empty",
+                    "--device",
+                    device,
+                ),
                 *("--store", str(self.store), "--model", str(self.scene / "checkpoint")),
                 *("--image-root", str(self.scene / "images"), "--redis-url", self.url),
                 *("--run", self.run, "--dtype", "float32", "--max-new-tokens", "6"),
@@ -70,7 +79,7 @@ class Commands:
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
 
 
@@ -99,6 +108,19 @@ def test_two_workers_store_every_id_exactly_once_equal_to_direct_extraction(
     assert (status["waiting"], status["in_flight"]) == (0, 0)
 
     store = open_store(commands.store)
+    assert_equal_to_direct_extraction(store, scene)
+
+    segments = store.segments
+    again = commands.enqueue()
+    assert f"{len(records)} already there" in again.stdout + again.stderr
+    assert finish(commands.worker()).startswith("0 stored")
+    store.refresh()
+    assert store.segments == segments
+    assert client.xlen(RunKeys(commands.run).jobs) == 0
+
+
+def assert_equal_to_direct_extraction(store, scene):
+    records = dataset(scene)
     assert sorted(store) == sorted(records)
     assert store.contradictions == ()
     expected = extracted_directly(scene, list(records)[::4])
@@ -115,13 +137,33 @@ def test_two_workers_store_every_id_exactly_once_equal_to_direct_extraction(
         for position, index in record.positions.items():
             assert index == row.integers[f"{position}_position"][0]
 
-    segments = store.segments
-    again = commands.enqueue()
-    assert f"{len(records)} already there" in again.stdout + again.stderr
-    assert finish(commands.worker()).startswith("0 stored")
-    store.refresh()
-    assert store.segments == segments
-    assert client.xlen(RunKeys(commands.run).jobs) == 0
+
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "-m", "--")
+
+
+def test_two_processes_with_half_of_every_layer_are_one_worker(commands, scene):
+    """Tensor parallelism under `torchrun`: the hooks see whole states, the rows are the same."""
+    commands.enqueue()
+    output = finish(commands.worker("--batch-size", "8", launcher=TORCHRUN, device="auto"))
+    assert output.startswith(f"{len(dataset(scene))} stored"), output
+    store = open_store(commands.store)
+    assert_equal_to_direct_extraction(store, scene)
+
+
+def test_a_stop_reaches_the_rank_that_has_the_queue_and_spares_the_others(
+    commands, scene, wait_until
+):
+    """SIGTERM to `torchrun`, which sends it to every rank: the batch in hand is stored."""
+    commands.enqueue()
+    one = commands.worker(
+        "--batch-size", "1", "--flush-rows", "1", launcher=TORCHRUN, device="auto"
+    )
+    wait_until(lambda: commands.status()["done"] >= 1, seconds=120)
+    one.send_signal(signal.SIGTERM)
+    _, errors = one.communicate(timeout=60)
+    status = commands.status()
+    assert status["in_flight"] == 0, errors
+    assert status["done"] == len(open_store(commands.store)) < len(dataset(scene)), errors
 
 
 def extracted_directly(scene, question_ids):

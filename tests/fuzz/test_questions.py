@@ -87,9 +87,9 @@ def ended(inputs, question, image="56x56.png"):
     except Rejected as rejected:
         reason, text = rejected.rejection.reason, rejected.rejection.error
     else:
-        assert sample.image_tokens > 0
+        assert sample.image.tokens > 0
         assert all(0 <= at < sample.prompt_tokens for at in sample.positions)
-        assert sample.tensors["input_ids"].shape == (1, sample.prompt_tokens)
+        assert sample.input_ids.shape == (sample.prompt_tokens,)
         return sample
     finally:
         assert time.monotonic() - started < SECONDS
@@ -137,7 +137,7 @@ PLAIN = {
 def test_a_text_that_only_looks_dangerous_is_asked_as_it_is(inputs, loaded, name):
     """It comes back from the token ids as the user's turn, to the last character."""
     sample = ended(inputs, PLAIN[name])
-    text = loaded.processor.tokenizer.decode(sample.tensors["input_ids"][0])
+    text = loaded.processor.tokenizer.decode(sample.input_ids)
     turn = text.split("<|vision_end|>")[1].split("<|im_end|>")[0]
     assert text.count("<|im_end|>") == text.count("<|im_start|>") - 1
     assert turn == unicodedata.normalize("NFC", PLAIN[name])  # the tokenizer's own form
@@ -184,9 +184,9 @@ def test_pieces_of_control_tokens_never_make_one(inputs, loaded, pieces):
     sample = ended(inputs, "".join(pieces))
     if isinstance(sample, Reason) or sample is None:
         return
-    ids = sample.tensors["input_ids"][0].tolist()
+    ids = sample.input_ids.tolist()
     ends = loaded.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    plain = ended(inputs, "a").tensors["input_ids"][0].tolist()
+    plain = ended(inputs, "a").input_ids.tolist()
     assert ids.count(ends) == plain.count(ends)
 
 

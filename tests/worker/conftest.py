@@ -129,15 +129,46 @@ def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded model with all it takes to run samples through it."""
+    """A loaded model with all it takes to run samples through it, and an oracle beside it.
+
+    plain: the same checkpoint as transformers loads it, with attention in plain matrix products
+        ("eager"): nothing of ours is in it.
+    """
 
     loaded: Any
     layout: Any
     inputs: Any
     extractor: Any
+    plain: Any
 
     def samples(self, questions: tuple[Question, ...] = QUESTIONS) -> list[Any]:
         return [self.inputs.prepare(question.job()) for question in questions]
+
+    def plain_inputs(self, samples: list[Any]) -> dict[str, Any]:
+        """What the processor itself makes of the same images and questions, padded on the left."""
+        from qwen_vl_utils import process_vision_info
+
+        from halp_worker.model.inputs import render, user_turn
+
+        processor = self.loaded.processor
+        size = processor.image_processor.size
+        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+        turns = []
+        for sample in samples:
+            image = self.inputs._images.read(sample.job.image).pixels
+            turns.append(
+                user_turn({"type": "image", "image": image, **limits}, sample.job.question)
+            )
+        images, _ = process_vision_info(turns)
+        return dict(
+            processor(
+                text=[render(processor, turn) for turn in turns],
+                images=images,
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            )
+        )
 
     def extract(self, samples: list[Any]) -> Any:
         from halp_worker.batcher import Batch
@@ -149,7 +180,9 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench(checkpoints: Callable[[str], Path], photos: Path) -> Callable[..., Bench]:
-    """`bench(shape, dtype)`: loaded once a session, on the CPU, all positions."""
+    """`bench(shape, dtype, device)`: loaded once a session, all positions."""
+    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
     from halp_worker.launch import input_builder
     from halp_worker.model.extractor import Extractor
     from halp_worker.model.layers import choose_layers, choose_positions, layout_of
@@ -157,13 +190,13 @@ def bench(checkpoints: Callable[[str], Path], photos: Path) -> Callable[..., Ben
     from halp_worker.model.positions import POSITIONS
     from halp_worker.settings import ModelSettings
 
-    made: dict[tuple[str, str], Bench] = {}
+    made: dict[tuple[str, str, str], Bench] = {}
 
-    def make(shape: str = "28-layers", dtype: Any = "float32") -> Bench:
-        if (shape, dtype) not in made:
+    def make(shape: str = "28-layers", dtype: Any = "float32", device: str = "cpu") -> Bench:
+        if (shape, dtype, device) not in made:
             loaded = load_model(
                 ModelSettings(
-                    model=str(checkpoints(shape)), dtype=dtype, device="cpu", max_new_tokens=6
+                    model=str(checkpoints(shape)), dtype=dtype, device=device, max_new_tokens=6
                 )
             )
             layout = layout_of(
@@ -172,7 +205,19 @@ def bench(checkpoints: Callable[[str], Path], photos: Path) -> Callable[..., Ben
                 choose_positions(list(POSITIONS)),
             )
             inputs = input_builder(loaded, layout.positions, photos, allow_urls=False)
-            made[shape, dtype] = Bench(loaded, layout, inputs, Extractor(loaded, layout))
-        return made[shape, dtype]
+            plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                checkpoints(shape), dtype=dtype, attn_implementation="eager"
+            ).eval()
+            # The checkpoint's own has sampling and a penalty.
+            plain.generation_config = GenerationConfig(
+                do_sample=False,
+                max_new_tokens=loaded.generation.max_new_tokens,
+                eos_token_id=list(loaded.generation.stop_tokens),
+                pad_token_id=loaded.processor.tokenizer.pad_token_id,
+            )
+            made[shape, dtype, device] = Bench(
+                loaded, layout, inputs, Extractor(loaded, layout), plain
+            )
+        return made[shape, dtype, device]
 
     return make

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from halp_worker.fates import FatalError
 from halp_worker.settings import DEFAULT_MODEL
@@ -63,16 +64,25 @@ def test_the_default_model_id_loads_from_a_hub_cache(checkpoint, tmp_path):
 
 
 def test_the_checkpoints_sampling_and_penalty_do_not_reach_an_answer(bench, checkpoint):
-    """Its generation config has do_sample and a repetition penalty; answers are plain greedy."""
+    """Its generation config has do_sample and a repetition penalty; answers are plain greedy. Only
+    its stop tokens are ours too."""
     stored = json.loads((checkpoint / "generation_config.json").read_text())
     assert stored["do_sample"] is True
-    assert stored["repetition_penalty"] != 1
-    loaded = bench().loaded
-    effective, _ = loaded.model._prepare_generation_config(loaded.generation)
-    assert effective.do_sample is False
-    assert effective.repetition_penalty in (None, 1.0)
-    assert effective.temperature in (None, 1.0)
-    assert effective.eos_token_id == stored["eos_token_id"]
+    bench = bench()
+    assert list(bench.loaded.generation.stop_tokens) == stored["eos_token_id"]
+    samples = bench.samples()
+    inputs = bench.plain_inputs(samples)
+
+    def generated(**options):
+        with torch.inference_mode():
+            output = bench.plain.generate(**inputs, do_sample=False, **options)
+        prompt = inputs["input_ids"].shape[1]
+        tokenizer = bench.loaded.processor.tokenizer
+        return tokenizer.batch_decode(output[:, prompt:], skip_special_tokens=True)
+
+    answers = list(bench.extract(samples).features.text["answer"])
+    assert answers == generated()
+    assert answers != generated(repetition_penalty=stored["repetition_penalty"])
 
 
 def test_the_same_folder_elsewhere_is_the_same_model(checkpoint, tmp_path):

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from halp_worker.fates import FatalError
-from halp_worker.model.capture import PrefillCapture
-from halp_worker.model.inputs import collate
+from halp_worker.model.capture import PassCapture
+from halp_worker.model.extractor import Extractor
 
 pytestmark = pytest.mark.slow
 
 
-def capture_around(bench, samples, layers=None):
-    collated = collate(samples, bench.loaded.generation.pad_token_id)
-    return collated, PrefillCapture(
-        bench.loaded.model,
-        bench.layout.layers if layers is None else layers,
-        columns=collated.columns,
-        grid_thw=collated.grid_thw,
-        padded_tokens=collated.padded_tokens,
-        names=[sample.job.question_id for sample in samples],
+SLOTS = (3, 0, 5)
+TOKENS = 6
+
+
+def capture_around(bench, layers=(0,)):
+    """Hooks for a pass of six packed tokens, three of which are wanted."""
+    return PassCapture(
+        bench.loaded.model, layers, slots=SLOTS, tokens=TOKENS, names=["astronaut_0"]
     )
+
+
+@pytest.fixture
+def counted(bench):
+    """Counts the calls of a module while the test runs: `counted(module)` is a list that grows."""
+    handles = []
+
+    def count(module):
+        calls = []
+        handles.append(module.register_forward_hook(lambda *_: calls.append(1)))
+        return calls
+
+    yield count
+    for handle in handles:
+        handle.remove()
 
 
 def test_mistake_patch_count_as_token_count(bench):
     """`grid.prod()` counts patches before the merge: four times the tokens, outside the prompt."""
     for sample in bench().samples():
-        patches = int(sample.tensors["image_grid_thw"].prod())
-        assert sample.image_tokens == patches // 4
+        patches = int(sample.image.grid_thw.prod())
+        assert sample.image.tokens == patches // 4
         vision_token = sample.positions[0]
         assert vision_token not in (patches, patches - 1)
         assert patches > sample.prompt_tokens, "the document's index would store nothing"
@@ -39,30 +55,24 @@ def test_mistake_image_starts_at_position_zero(bench):
     """The image comes after the system turn: its last token is not its token count."""
     bench = bench()
     sample = bench.samples()[0]
-    ids = sample.tensors["input_ids"][0].tolist()
+    ids = sample.input_ids.tolist()
     first = ids.index(bench.loaded.processor.image_token_id)
     assert first > 0
-    assert sample.positions[0] == first + sample.image_tokens - 1
+    assert sample.positions[0] == first + sample.image.tokens - 1
 
 
-def test_mistake_decode_overwrites_the_prompt(bench):
-    """A layer is called once more per new token; the rows are those of the prefill alone."""
+def test_mistake_decode_overwrites_the_prompt(bench, counted):
+    """A layer is called once more per new token; the rows are those of the prompt alone."""
     bench = bench()
     samples = bench.samples()
-    collated, capture = capture_around(bench, samples)
-    calls = []
-    layer = bench.loaded.model.model.language_model.layers[0]
-    counter = layer.register_forward_hook(lambda *_: calls.append(1))
-    with torch.inference_mode(), capture:
-        bench.loaded.model.generate(**collated.tensors, generation_config=bench.loaded.generation)
-        after_generate = capture.to_host()
-    counter.remove()
-    assert len(calls) > 1, "decoding went on after the prefill"
-    collated, capture = capture_around(bench, samples)
-    with torch.inference_mode(), capture:
-        bench.loaded.model(**collated.tensors)
-        prefill_only = capture.to_host()
-    assert np.array_equal(after_generate.tokens, prefill_only.tokens)
+    calls = counted(bench.loaded.model.model.language_model.layers[0])
+    answered = bench.extract(samples).features
+    assert len(calls) > 3, "decoding went on after the prefill"
+    generation = dataclasses.replace(bench.loaded.generation, max_new_tokens=0)
+    silent = Extractor(dataclasses.replace(bench.loaded, generation=generation), bench.layout)
+    unanswered = dataclasses.replace(bench, extractor=silent).extract(samples).features
+    for name, expected in unanswered.vectors.items():
+        assert np.array_equal(answered.vectors[name], expected), name
 
 
 def test_mistake_dropped_batch_axis(bench):
@@ -75,21 +85,18 @@ def test_mistake_dropped_batch_axis(bench):
 
 
 def test_mistake_tuple_output_of_older_layers(bench):
-    """Layers returned a tuple up to 5.3: the hook takes its first element, batch and all."""
+    """Layers returned a tuple up to 5.3: the hook takes its first element, all of it."""
     bench = bench()
-    samples = bench.samples()
-    collated, capture = capture_around(bench, samples, layers=[0])
-    states = torch.randn(len(samples), collated.padded_tokens, bench.loaded.hidden_size)
-    hook = capture._layer_hook(0)
-    hook(None, None, (states, None))
-    (rows,) = capture._rows[0]
-    assert torch.equal(rows, states[torch.arange(len(samples))[:, None], collated.columns])
+    capture = capture_around(bench)
+    states = torch.randn(1, TOKENS, bench.loaded.hidden_size)
+    capture._hook(0)(None, None, (states, None))
+    assert torch.equal(capture.states()[:, 0], states[0, list(SLOTS)])
 
 
 def test_mistake_last_index_off_by_one(bench):
     """The query token is T - 1, the last token there is; T would be outside."""
     for sample in bench().samples():
-        assert sample.positions[1] == sample.tensors["input_ids"].shape[1] - 1
+        assert sample.positions[1] == len(sample.input_ids) - 1
 
 
 def test_mistake_vision_token_sees_the_question(bench):
@@ -106,55 +113,38 @@ def test_mistake_vision_token_sees_the_question(bench):
     assert not np.allclose(asked[0], asked[1])
 
 
-def test_mistake_vision_encoder_runs_more_than_once(bench):
-    """One `generate` encodes the images once; a second pass would be an error, not a cost."""
+def test_mistake_vision_encoder_runs_more_than_once(bench, counted):
+    """One pass for a batch, whatever the answers; the document's script has three a sample."""
     bench = bench()
-    samples = bench.samples()
-    passes = []
-    visual = bench.loaded.model.model.visual
-    counter = visual.register_forward_hook(lambda *_: passes.append(1))
-    bench.extract(samples)
-    counter.remove()
+    passes = counted(bench.loaded.model.model.visual)
+    bench.extract(bench.samples())
     assert len(passes) == 1
-    collated, capture = capture_around(bench, samples)
-    with torch.inference_mode(), capture:
-        bench.loaded.model(**collated.tensors)
-        bench.loaded.model.model.get_image_features(
-            collated.tensors["pixel_values"], collated.grid_thw
-        )
-    with pytest.raises(FatalError, match="vision encoder: ran 2"):
-        capture.to_host()
 
 
 def test_a_hook_that_does_not_fire_is_an_error_that_names_layer_and_job(bench):
     """Silence of a layer is never an empty row."""
-    bench = bench()
-    samples = bench.samples()[:1]
-    _, capture = capture_around(bench, samples)
+    capture = capture_around(bench())
     with capture, pytest.raises(FatalError, match=r"layer 0: its hook fired 0 times.*astronaut_0"):
-        capture.to_host()
+        capture.states()
 
 
-def test_a_prefill_of_another_length_is_an_error(bench):
-    """A prompt that went through in pieces has its columns elsewhere: better none than wrong."""
+def test_a_pass_of_another_length_is_an_error(bench):
+    """A prompt that went through in pieces has its slots elsewhere: better none than wrong."""
     bench = bench()
-    samples = bench.samples()[:1]
-    collated, capture = capture_around(bench, samples)
-    piece = torch.zeros(1, collated.padded_tokens - 3, bench.loaded.hidden_size)
-    with pytest.raises(FatalError, match="layer 7: expected a prefill"):
-        capture._layer_hook(7)(None, None, piece)
+    capture = capture_around(bench)
+    for shape in [(1, TOKENS - 1), (2, TOKENS)]:
+        with pytest.raises(FatalError, match="layer 0: expected a pass"):
+            capture._hook(0)(None, None, torch.zeros(*shape, bench.loaded.hidden_size))
 
 
 def test_hooks_leave_with_the_context(bench):
     """After the block, also after an error in it, the model has the hooks it had before."""
     bench = bench()
     layers = bench.loaded.model.model.language_model.layers
-    modules = [*layers, bench.loaded.model.model.visual.merger]
-    before = [list(module._forward_hooks) for module in modules]
-    _, capture = capture_around(bench, bench.samples())
-    with pytest.raises(RuntimeError), capture:
+    before = [list(module._forward_hooks) for module in layers]
+    with pytest.raises(RuntimeError), capture_around(bench, range(len(layers))):
         raise RuntimeError
-    assert [list(module._forward_hooks) for module in modules] == before
+    assert [list(module._forward_hooks) for module in layers] == before
 
 
 def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench):
@@ -162,11 +152,13 @@ def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench)
     bench = bench()
     samples = bench.samples()
     layer = bench.layout.layers[2]
+    own = sum(sample.prompt_tokens - sample.prefix_tokens for sample in samples)
+    last = max(samples, key=lambda sample: sample.prefix_tokens)  # of the packed questions
 
     def poison(module, inputs, output):
         states = output if isinstance(output, torch.Tensor) else output[0]
-        if states.shape[1] > 1:
-            states[1, -1] = float("nan")
+        if states.shape[1] == own:
+            states[0, -1] = float("nan")
 
     handle = bench.loaded.model.model.language_model.layers[layer].register_forward_hook(poison)
     try:
@@ -174,21 +166,24 @@ def test_a_value_that_is_not_finite_names_layer_and_spares_the_neighbours(bench)
     finally:
         handle.remove()
     ((key, rejection),) = extraction.fates
-    assert key.question_id == "coffee_0"
+    assert key.question_id == last.job.question_id
     assert rejection.reason == "not_finite"
     assert f"query_token layer {layer}" in rejection.error
     assert len(extraction.features) == 3
 
 
 def test_the_states_of_a_batch_come_to_the_host_in_one_copy(bench, monkeypatch):
-    """However many layers, positions and images there are."""
+    """However many layers, positions, images and questions there are; the answers are one more."""
     bench = bench()
-    collated, capture = capture_around(bench, bench.samples())
-    with torch.inference_mode(), capture:
-        bench.loaded.model(**collated.tensors)
+    samples = bench.samples()
     copies = []
-    to_cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(1) or to_cpu(self))
-    states = capture.to_host()
-    assert len(copies) == 1
-    assert states.tokens.shape == (4, 4, 5, 64)
+    for name in ("cpu", "tolist", "item", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            copies.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    bench.extract(samples)
+    assert copies.count("cpu") == 1

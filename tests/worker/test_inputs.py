@@ -49,7 +49,7 @@ def test_a_question_keeps_its_unicode(bench):
     bench = bench()
     question = "Où est le chat 🐈? שלום"
     sample = bench.inputs.prepare(job(question=question))
-    text = bench.loaded.processor.tokenizer.decode(sample.tensors["input_ids"][0])
+    text = bench.loaded.processor.tokenizer.decode(sample.input_ids)
     assert f"<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n" in text
 
 

@@ -43,7 +43,7 @@ def test_a_worker_loads_its_model_on_the_gpu_that_is_free(settings, client, run,
     """With GPU 0 another worker's, the model goes to GPU 1, which is free again in the end."""
     gpus = (Gpu(0, f"{run}-a"), Gpu(1, f"{run}-b"))
 
-    def load(model_settings):
+    def load(model_settings, ranks):
         assert client.exists(gpu_lease(f"{run}-b"))
         raise FatalError(f"loading on {model_settings.device}")
 
@@ -58,7 +58,7 @@ def test_a_worker_loads_its_model_on_the_gpu_that_is_free(settings, client, run,
 def test_a_named_device_is_used_as_named(settings, monkeypatch):
     """No lease, no question."""
 
-    def load(model_settings):
+    def load(model_settings, ranks):
         raise FatalError(f"loading on {model_settings.device}")
 
     monkeypatch.setattr(launch, "load_model", load)
@@ -69,6 +69,6 @@ def test_a_named_device_is_used_as_named(settings, monkeypatch):
 
 def test_a_server_that_is_not_there_is_said_before_anything_is_loaded(settings, monkeypatch):
     """Loading 7B takes a minute; a wrong URL should not."""
-    monkeypatch.setattr(launch, "load_model", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(launch, "load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ServerError, match="no server at"):
         launch.run_worker(replace(settings, redis_url="redis://127.0.0.1:1/0"))

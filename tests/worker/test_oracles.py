@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
 from halp_worker.model.extractor import Extractor
-from halp_worker.model.inputs import collate
 
 from .conftest import QUESTIONS, SHAPE_NAMES
 
@@ -29,10 +27,6 @@ def relative(got, expected):
     )
 
 
-def model_inputs(bench, samples):
-    return dict(collate(samples, bench.loaded.generation.pad_token_id).tensors)
-
-
 @each_shape
 def test_hook_values_equal_the_hidden_states_of_the_model(bench, shape):
     """Layer i's row is `output_hidden_states[i+1]`; the last equals it through the final norm."""
@@ -40,10 +34,8 @@ def test_hook_values_equal_the_hidden_states_of_the_model(bench, shape):
     samples = bench.samples()
     features = bench.extract(samples).features
     with torch.inference_mode():
-        states = bench.loaded.model(
-            **model_inputs(bench, samples), output_hidden_states=True
-        ).hidden_states
-    norm = bench.loaded.model.model.language_model.norm
+        states = bench.plain(**bench.plain_inputs(samples), output_hidden_states=True).hidden_states
+    norm = bench.plain.model.language_model.norm
     length = states[0].shape[1]
     for position in bench.layout.positions:
         columns = (
@@ -66,8 +58,8 @@ def test_vision_only_is_the_mean_of_the_images_own_merged_tokens(bench, shape):
     features = bench.extract(samples).features
     for row, sample in enumerate(samples):
         with torch.inference_mode():
-            vision = bench.loaded.model.model.get_image_features(
-                sample.tensors["pixel_values"], sample.tensors["image_grid_thw"]
+            vision = bench.plain.model.get_image_features(
+                sample.image.pixel_values, sample.image.grid_thw
             )
         (merged,) = vision.pooler_output
         assert merged.shape[0] == features.integers["image_tokens"][row]
@@ -116,7 +108,7 @@ def test_positions_equal_a_search_over_the_token_ids(bench, shape):
     tokenizer = bench.loaded.processor.tokenizer
     image_token = bench.loaded.model.config.image_token_id
     for sample, question in zip(bench.samples(), QUESTIONS, strict=True):
-        ids = sample.tensors["input_ids"][0].tolist()
+        ids = sample.input_ids.tolist()
         found = dict(zip(bench.layout.positions, sample.positions, strict=True))
         assert found["vision_token"] == max(i for i, one in enumerate(ids) if one == image_token)
         assert found["query_token"] == len(ids) - 1
@@ -126,7 +118,7 @@ def test_positions_equal_a_search_over_the_token_ids(bench, shape):
             i for i in range(len(ids)) if tokenizer.decode(ids[: i + 1]).endswith(question.text)
         )
         assert found["question_token"] == end
-        patches = int(sample.tensors["image_grid_thw"].prod())
+        patches = int(sample.image.grid_thw.prod())
         assert found["halp_reference"] == min(patches, len(ids) // 2)
 
 
@@ -136,9 +128,9 @@ def test_answers_equal_generate_without_hooks(bench, shape):
     bench = bench(shape)
     samples = bench.samples()
     features = bench.extract(samples).features
-    inputs = model_inputs(bench, samples)
+    inputs = bench.plain_inputs(samples)
     with torch.inference_mode():
-        output = bench.loaded.model.generate(
+        output = bench.plain.generate(
             **inputs, do_sample=False, max_new_tokens=bench.loaded.generation.max_new_tokens
         )
     expected = bench.loaded.processor.tokenizer.batch_decode(
@@ -152,9 +144,9 @@ def test_an_answer_ends_before_the_stop_token_and_says_so(bench):
     """A batch in which some answers stop and others run into the limit: each is cut for itself."""
     bench = bench()
     samples, loaded = bench.samples(), bench.loaded
-    inputs = model_inputs(bench, samples)
+    inputs = bench.plain_inputs(samples)
     with torch.inference_mode():
-        output = loaded.model.generate(**inputs, generation_config=loaded.generation)
+        output = bench.plain.generate(**inputs, generation_config=bench.plain.generation_config)
     generated = output[:, inputs["input_ids"].shape[1] :].tolist()
     # A token that some of the answers hold and others do not stands in for the stop token.
     stop = next(
@@ -163,8 +155,7 @@ def test_an_answer_ends_before_the_stop_token_and_says_so(bench):
         for token in answer
         if 0 < sum(token in other for other in generated) < len(generated)
     )
-    generation = copy.deepcopy(loaded.generation)
-    generation.eos_token_id = [stop]
+    generation = dataclasses.replace(loaded.generation, stop_tokens=(stop,))
     extractor = Extractor(dataclasses.replace(loaded, generation=generation), bench.layout)
     keys = tuple(row_key(sample.job) for sample in samples)
     features = extractor.extract(Batch(keys, tuple(samples))).features
@@ -176,36 +167,24 @@ def test_an_answer_ends_before_the_stop_token_and_says_so(bench):
         assert features.text["finish_reason"][row] == ("stop" if stop in answer else "length")
 
 
-def test_collated_inputs_equal_the_processors_own_batch(bench):
-    """Samples prepared one by one on threads are what the processor makes of all at once."""
-    from qwen_vl_utils import process_vision_info
-
-    from halp_worker.model.inputs import render, user_turn
-
-    bench = bench()
-    processor, samples = bench.loaded.processor, bench.samples()
-    size = processor.image_processor.size
-    turns = []
-    for question in QUESTIONS:
-        image = bench.inputs._images.read(question.image).pixels
-        limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-        turns.append(user_turn({"type": "image", "image": image, **limits}, question.text))
-    images, _ = process_vision_info(turns)
-    expected = processor(
-        text=[render(processor, turn) for turn in turns],
-        images=images,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
-    got = model_inputs(bench, samples)
-    assert set(got) == set(expected), "every output of the processor is passed on"
-    for name, tensor in expected.items():
-        assert torch.equal(got[name], tensor), name
+@each_shape
+def test_inputs_equal_the_processors_own(bench, shape):
+    """Text and image are prepared apart, an image once for all its questions: the tensors are those
+    of the processor, and the positions those of the model."""
+    bench = bench(shape)
+    for sample in bench.samples():
+        expected = bench.plain_inputs([sample])
+        assert torch.equal(sample.input_ids, expected["input_ids"][0])
+        assert torch.equal(sample.image.pixel_values, expected["pixel_values"])
+        assert torch.equal(sample.image.grid_thw, expected["image_grid_thw"])
+        del expected["pixel_values"]
+        positions, deltas = bench.plain.model.get_rope_index(**expected)
+        assert torch.equal(sample.position_ids, positions[:, 0])
+        assert sample.next_position == sample.prompt_tokens + int(deltas)
 
 
 def test_two_batches_in_a_row_do_not_disturb_each_other(bench):
-    """The model keeps rope deltas between calls: the same batch gives the same rows again."""
+    """Nothing is left of one batch in the next: it gives the same rows again."""
     bench = bench()
     first, *others = bench.samples()
     before = bench.extract([first]).features

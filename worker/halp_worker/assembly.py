@@ -42,6 +42,7 @@ class Engine:
 
     prepare: a job's inputs, called on threads; raises Rejected or Retryable.
     device: for people.
+    budget, tokens_of: see `Batcher`.
     """
 
     layout: Layout
@@ -49,6 +50,8 @@ class Engine:
     prepare: Callable[[Job], Any]
     extractor: Extracts
     device: str
+    budget: int | None = None
+    tokens_of: Callable[[Any], int] = lambda _: 1
 
 
 def worker_name() -> str:
@@ -94,7 +97,10 @@ def serve(
     )
     port = settings.metrics_port
     endpoint = nullcontext() if port is None else metrics.serve(settings.metrics_host, port)
-    with Batcher(engine.prepare, settings.batch_size) as batcher, endpoint:
+    batcher = Batcher(
+        engine.prepare, settings.batch_size, budget=engine.budget, tokens_of=engine.tokens_of
+    )
+    with batcher, endpoint:
         service = Service(
             consumer,
             batcher,
@@ -168,7 +174,7 @@ def _describer(
             state=service.state,
             started_ms=started_ms,
             seen_ms=now_ms,
-            polled_ms=consumer.polled_ms,
+            polled_ms=service.moved_ms,
             in_hand=consumer.in_hand,
             done=service.tally.done,
             failed=service.tally.failed,

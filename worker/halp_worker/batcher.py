@@ -1,7 +1,8 @@
 """`Batcher`: jobs in, prepared batches out, first come first served.
 
 Jobs are prepared on threads while the model works on the batch before. Knows nothing of torch or
-the server: what `prepare` returns is passed on as it is.
+the server: what `prepare` returns is passed on as it is. Padding is no concern here: the model's
+passes have none, whatever lies side by side in a batch.
 """
 
 from __future__ import annotations
@@ -54,11 +55,25 @@ class Taken(Generic[S]):
 
 
 class Batcher(Generic[S]):
-    """Context manager: its threads end with it. `drain` may be called from another thread."""
+    """Context manager: its threads end with it. `drain` may be called from another thread.
 
-    def __init__(self, prepare: Callable[[Job], S], batch_size: int) -> None:
+    batch_size: most jobs in a batch. budget: most tokens, counted as jobs times the tokens of the
+    largest, for they all get as much room; None, no bound. A single job always is a batch.
+    tokens_of: of a sample.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Job], S],
+        batch_size: int,
+        *,
+        budget: int | None = None,
+        tokens_of: Callable[[S], int] = lambda _: 1,
+    ) -> None:
         self._prepare = prepare
         self._batch_size = batch_size
+        self._tokens_of = tokens_of
+        self.budget = budget
         self._queue: deque[tuple[RowKey, Future[S]]] = deque()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
@@ -74,17 +89,14 @@ class Batcher(Generic[S]):
         return len(self._queue)
 
     @property
-    def batch_size(self) -> int:
-        return self._batch_size
-
-    @property
     def free_slots(self) -> int:
         """How many jobs may be submitted now."""
         return max(0, PREPARED_BATCHES * self._batch_size - len(self._queue))
 
-    def lower(self, too_many: int) -> None:
-        """A batch of `too_many` did not fit the device: no batch is that large from now on."""
-        self._batch_size = max(1, min(self._batch_size, too_many // 2))
+    def lower(self, batch: Batch[S]) -> None:
+        """This one did not fit the device: none has more than half of its tokens from now on."""
+        half = len(batch) * max(map(self._tokens_of, batch.samples)) // 2
+        self.budget = half if self.budget is None else min(self.budget, half)
 
     def submit(self, deliveries: Iterable[Delivery]) -> None:
         """Starts to prepare the jobs."""
@@ -108,22 +120,36 @@ class Batcher(Generic[S]):
         keys: list[RowKey] = []
         samples: list[S] = []
         fates: list[tuple[RowKey, Fate]] = []
+        tokens = 0  # of the largest sample so far
         while len(samples) < self._batch_size and (first := self._first()) is not None:
             key, future = first
             try:
-                samples.append(future.result())
-                keys.append(key)
+                sample = future.result()
             except Rejected as rejected:
                 fates.append((key, rejected.rejection))
+                continue
             except Retryable as failed:
                 fates.append((key, failed.setback))
+                continue
             except FatalError:
                 raise
             except Exception as error:  # noqa: BLE001 - of one job, whatever it is: it is tried again
                 fates.append((key, Setback.of(Reason.PREPARATION_FAILED, error)))
+                continue
+            tokens = max(tokens, self._tokens_of(sample))
+            budget = self.budget
+            if samples and budget is not None and (len(samples) + 1) * tokens > budget:
+                self._put_back(first)
+                break
+            samples.append(sample)
+            keys.append(key)
         batch = Batch(tuple(keys), tuple(samples)) if samples else None
         return Taken(batch, tuple(fates))
 
     def _first(self) -> tuple[RowKey, Future[S]] | None:
         with self._lock:
             return self._queue.popleft() if self._queue else None
+
+    def _put_back(self, first: tuple[RowKey, Future[S]]) -> None:
+        with self._lock:
+            self._queue.appendleft(first)

@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 def extract_each(
     extract: Callable[[Batch[Any]], Extraction],
     batch: Batch[Any],
-    on_out_of_memory: Callable[[int], None],
+    on_out_of_memory: Callable[[Batch[Any]], None],
 ) -> list[Extraction]:
-    """One extraction, or those of the halves. on_out_of_memory: is told how many were too many.
+    """One extraction, or those of the halves. on_out_of_memory: is told which batch was too much.
 
     Raises FatalError or StoreError: those are no job's fault.
     """
     try:
         return [extract(batch)]
     except DeviceOutOfMemory as error:
-        on_out_of_memory(len(batch))
+        on_out_of_memory(batch)
         setback = Setback(Reason.OUT_OF_MEMORY, str(error))
     except (FatalError, StoreError):
         raise

@@ -18,7 +18,13 @@ import typer
 
 from halp_producer.options import RedisUrl, Run
 from halp_producer.server import DEFAULT_URL
-from halp_worker.settings import DEFAULT_MODEL, Dtype, ModelSettings, WorkerSettings
+from halp_worker.settings import (
+    DEFAULT_MODEL,
+    DeviceMap,
+    Dtype,
+    ModelSettings,
+    WorkerSettings,
+)
 
 app = typer.Typer(
     help="Runs Qwen2.5-VL on the jobs of a run and stores hidden states and answers.",
@@ -57,6 +63,14 @@ MaxPixels = Annotated[
         envvar="HALP_MAX_PIXELS",
         min=1,
         help="Larger images are shrunk: 28 x 28 pixels are one token. [checkpoint's own]",
+    ),
+]
+NoAnswer = Annotated[
+    bool,
+    typer.Option(
+        "--no-answer",
+        envvar="HALP_NO_ANSWER",
+        help="Only the states of the prompt: no answer is generated, and none is stored.",
     ),
 ]
 Layers = Annotated[
@@ -99,12 +113,25 @@ def run(
     redis_url: RedisUrl = DEFAULT_URL,
     image_root: ImageRoot = Path(),
     batch_size: Annotated[
-        int, typer.Option(envvar="HALP_BATCH_SIZE", min=1, help="Jobs in one call of the model.")
-    ] = 8,
+        int,
+        typer.Option(
+            envvar="HALP_BATCH_SIZE",
+            min=1,
+            help="Most jobs in one batch; fewer where the device has no room for them.",
+        ),
+    ] = 64,
     max_new_tokens: MaxNewTokens = 200,
+    no_answer: NoAnswer = False,
     layers: Layers = "auto",
     positions: Positions = "",
     device: Device = "auto",
+    device_map: Annotated[
+        DeviceMap | None,
+        typer.Option(
+            envvar="HALP_DEVICE_MAP",
+            help="auto: spread the layers over all GPUs, for models that do not fit one.",
+        ),
+    ] = None,
     until_empty: Annotated[
         bool,
         typer.Option(
@@ -174,7 +201,15 @@ def run(
             WorkerSettings(
                 store=store,
                 model=ModelSettings(
-                    model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens
+                    model=model,
+                    revision=revision,
+                    dtype=dtype,
+                    device=device,
+                    device_map=device_map,
+                    min_pixels=min_pixels,
+                    max_pixels=max_pixels,
+                    max_new_tokens=max_new_tokens,
+                    no_answer=no_answer,
                 ),
                 run=run_name,
                 redis_url=redis_url,
@@ -210,6 +245,7 @@ def extract(
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     model: Model = DEFAULT_MODEL,
     max_new_tokens: MaxNewTokens = 200,
+    no_answer: NoAnswer = False,
     layers: Layers = "auto",
     positions: Positions = "",
     device: Device = "auto",
@@ -226,7 +262,14 @@ def extract(
         from halp_worker.single import extract_one, show
 
         settings = ModelSettings(
-            model, revision, dtype, device, min_pixels, max_pixels, max_new_tokens
+            model=model,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            max_new_tokens=max_new_tokens,
+            no_answer=no_answer,
         )
         features = extract_one(settings, layers, _names(positions), image, question)
         show(features, as_json=as_json)

@@ -1,16 +1,20 @@
-"""`run_worker`: a model as the engine of a worker. The only place that knows every room."""
+"""`run_worker`: a model as the engine of a worker. The only place that knows every room.
+
+Under `torchrun` one worker is several processes; see `ranks.py`.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import redis
 
 from halp_producer import server
+from halp_store.layout import Layout
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.devices import resolve_device
 from halp_worker.model.extractor import Extractor
@@ -18,6 +22,9 @@ from halp_worker.model.images import ImageReader
 from halp_worker.model.inputs import InputBuilder
 from halp_worker.model.layers import choose_layers, choose_positions, layout_of, provenance_of
 from halp_worker.model.loading import LoadedModel, load_model
+from halp_worker.model.memory import token_budget
+from halp_worker.model.parts import rope_index
+from halp_worker.model.ranks import Ranks, ShardedExtractor, rank_count
 from halp_worker.service import Tally
 from halp_worker.settings import WorkerSettings
 
@@ -26,33 +33,49 @@ log = logging.getLogger(__name__)
 
 def run_worker(settings: WorkerSettings) -> Tally:
     """Runs until told to stop. Raises FatalError, StoreError or ServerError with a message."""
+    if rank_count() == 1:
+        return _run_first(settings, None)
+    ranks = Ranks()
+    if ranks.is_first:
+        return _run_first(settings, ranks)
+    loaded = load_model(settings.model, rank_count())
+    ranks.follow(Extractor(loaded, layout_for(settings, loaded)).run)
+    return Tally()
+
+
+def _run_first(settings: WorkerSettings, ranks: Ranks | None) -> Tally:
     client = server.connect_exact(settings.redis_url)
     for sentence in server.advice(client):
         log.warning(sentence)
     name = worker_name()
     try:
-        gpu = resolve_device(
-            settings.model.device,
-            client,
-            name,
-            socket.gethostname(),
-            lease_seconds=settings.lease_seconds,
-        )
-        with gpu or nullcontext():
-            device = gpu.device if gpu else settings.model.device
-            loaded = load_model(replace(settings.model, device=device))
-            return serve(settings, model_engine(settings, loaded), client, name)
+        with ExitStack() as stack:
+            model = settings.model
+            if ranks is None and not model.device_map:
+                gpu = resolve_device(
+                    model.device,
+                    client,
+                    name,
+                    socket.gethostname(),
+                    lease_seconds=settings.lease_seconds,
+                )
+                if gpu is not None:
+                    model = replace(model, device=stack.enter_context(gpu).device)
+            loaded = load_model(model, rank_count())
+            engine = model_engine(settings, loaded)
+            if ranks is not None:
+                engine = replace(engine, extractor=ShardedExtractor(engine.extractor, ranks))
+            tally = serve(settings, engine, client, name)
+            if ranks is not None:
+                ranks.stop()
+            return tally
     except redis.RedisError as error:
         raise server.explained(error, settings.redis_url) from error
 
 
 def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model."""
-    layout = layout_of(
-        loaded,
-        choose_layers(settings.layers, loaded.n_layers),
-        choose_positions(settings.positions),
-    )
+    layout = layout_for(settings, loaded)
     inputs = input_builder(loaded, layout.positions, settings.image_root, settings.allow_urls)
     return Engine(
         layout=layout,
@@ -60,6 +83,17 @@ def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
         prepare=inputs.prepare,
         extractor=Extractor(loaded, layout),
         device=str(loaded.device),
+        budget=token_budget(loaded.model),
+        tokens_of=lambda sample: sample.prompt_tokens + loaded.generation.max_new_tokens,
+    )
+
+
+def layout_for(settings: WorkerSettings, loaded: LoadedModel) -> Layout:
+    """What this worker stores."""
+    return layout_of(
+        loaded,
+        choose_layers(settings.layers, loaded.n_layers),
+        choose_positions(settings.positions),
     )
 
 
@@ -71,5 +105,7 @@ def input_builder(
         loaded.processor,
         ImageReader(image_root, allow_urls=allow_urls),
         positions,
+        rope_index=rope_index(loaded.model),
         max_prompt_tokens=loaded.context_tokens - loaded.generation.max_new_tokens,
+        pin_memory=loaded.device.type == "cuda",
     )

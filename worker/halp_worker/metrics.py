@@ -19,8 +19,10 @@ from halp_worker.fates import FatalError
 FATES: Final = ("done", "already_stored", "failed", "retried", "released")
 """What becomes of a job in this worker's hands."""
 
-STAGES: Final = ("read", "prepare_wait", "extract", "flush", "acknowledge")
-"""Where the loop's time goes; `prepare_wait` is the time the device waits for inputs."""
+STAGES: Final = ("read", "prepare_wait", "extract_wait", "extract", "flush", "acknowledge")
+"""`extract` is the device's time, on its own thread; the others are the loop's. `prepare_wait`: it
+waited for inputs. `extract_wait`: it had the next batch and waited for the device, as it should
+most of the time."""
 
 _SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """An acknowledgement takes about a millisecond, a large batch of long answers some minutes."""

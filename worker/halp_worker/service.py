@@ -1,6 +1,7 @@
 """`Service`: the worker's loop. read -> batch -> extract -> write -> acknowledge.
 
-Knows the order of things and nothing of how they are done.
+Knows the order of things and nothing of how they are done. The device has a thread of its own:
+while it runs a batch, the loop writes and acknowledges the one before and lets prepare the next.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from halp_worker.batcher import Batch, Batcher
 from halp_worker.bisection import extract_each
 from halp_worker.consumer import Consumer
 from halp_worker.delivery import Delivery
+from halp_worker.device_thread import DeviceThread
 from halp_worker.extraction import Extraction
 from halp_worker.fates import Fate, Reason, Rejection, Setback
 from halp_worker.metrics import Metrics
@@ -31,6 +33,10 @@ log = logging.getLogger(__name__)
 IDLE_BLOCK_MS: Final = 500
 """How long one read waits for work: also how soon an idle worker notices a stop, and released or
 delayed jobs."""
+
+BUSY_BLOCK_MS: Final = 20
+"""How long one read waits for more work while the device runs: also how late its end is noticed
+where the stream has nothing."""
 
 
 class Extracts(Protocol):
@@ -71,6 +77,7 @@ class Service:
         self._until_empty = until_empty
         self._retries = retries or RetryPolicy()
         self._metrics = metrics or Metrics()
+        self._device = DeviceThread(self._run_model)
         self._suspects: deque[Delivery] = deque()
         self._epoch: str | None = None
         self._stopping = threading.Event()
@@ -81,6 +88,13 @@ class Service:
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
+    @property
+    def moved_ms(self) -> int:
+        """Unix time of the last read that the server answered; while a batch runs, not later than
+        its start, for the loop goes on though a device hangs."""
+        polled, since = self._consumer.polled_ms, self._device.busy_since_ms
+        return polled if since is None else min(polled, since)
+
     def stop(self) -> None:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
         self._stopping.set()
@@ -88,19 +102,23 @@ class Service:
     def run(self) -> Tally:
         """Raises FatalError or StoreError; nothing that is not in the store is acknowledged."""
         self.state = "running"
-        while not self.stopping:
-            fetched = self._fetch()
-            self._admit(fetched)
-            batch = self._next_batch()
-            if batch is not None:
-                self._extract(batch)
-            is_idle = not fetched and batch is None and not self._suspects
-            if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
-                self._commit()
-            if is_idle and self._until_empty and self._consumer.remaining() == 0:
-                break
-        self.state = "stopping"
-        self.release()
+        with self._device:
+            while not self.stopping:
+                fetched = self._fetch()
+                self._admit(fetched)
+                if not (self._device.is_busy and self._batcher.free_slots):
+                    self._extract(self._next_batch())
+                if self._suspects and not len(self._batcher):
+                    self._extract_alone()
+                is_idle = not (fetched or self._suspects or len(self._batcher))
+                is_idle = is_idle and self._device.is_empty
+                if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
+                    self._commit()
+                if is_idle and self._until_empty and self._consumer.remaining() == 0:
+                    break
+            self.state = "stopping"
+            self.release()
+            self._collect(self._device.finish())
         self._commit()
         self._consumer.leave()
         self.state = STOPPED
@@ -116,23 +134,24 @@ class Service:
 
     def _block_ms(self) -> int:
         """Wait only with empty hands, and never past the moment the buffer is due."""
-        if len(self._batcher) > 0 or (self._until_empty and self._writer.rows_buffered):
+        has_something = len(self._batcher) or not self._device.is_empty
+        if self._device.is_busy:
+            longest = BUSY_BLOCK_MS
+        elif has_something or (self._until_empty and self._writer.rows_buffered):
             return 0
+        else:
+            longest = IDLE_BLOCK_MS
         due = self._writer.seconds_until_due()
-        return IDLE_BLOCK_MS if due is None else max(1, min(IDLE_BLOCK_MS, int(due * 1000)))
+        return longest if due is None else max(1, min(longest, int(due * 1000)))
 
     def _admit(self, fetched: Sequence[Delivery]) -> None:
-        """New jobs are started. Suspects, whose worker was gone before they ended, run one by one
-        and with everything before them committed: the guilty one takes no other along."""
+        """New jobs are started. Suspects, whose worker was gone before they ended, wait until these
+        are done; nothing is read while there are any."""
         others = {one.taken_from for one in fetched} - {"", DELAYED, self._consumer.name}
         if others:
             self._writer.fence(others)
         self._suspects += [one for one in fetched if one.is_suspect]
         self._start([one for one in fetched if not one.is_suspect])
-        if self._suspects and not len(self._batcher):
-            self._commit()
-            with suppress(IndexError):  # all of them were released meanwhile
-                self._start([self._suspects.popleft()])
 
     def _start(self, deliveries: Sequence[Delivery]) -> None:
         """Counts an attempt, then lets prepare what the store does not have yet."""
@@ -177,16 +196,46 @@ class Service:
         with self._metrics.stage("prepare_wait"):
             taken = self._batcher.take()
         self._settle_all(taken.fates)
-        if taken.batch is None:
-            return None
-        ours = self._consumer.still_ours(taken.batch.keys)
-        rows = [row for row, key in enumerate(taken.batch.keys) if key in ours]
-        return taken.batch.take(rows) if rows else None
+        return taken.batch
 
-    def _extract(self, batch: Batch[Any]) -> None:
+    def _extract(self, batch: Batch[Any] | None) -> None:
+        """Starts the batch once the device has finished the one before, and collects that one."""
+        with self._metrics.stage("extract_wait"):
+            finished = self._device.finish()
+        if batch is not None and self.stopping:
+            self._release(batch.keys)
+        elif batch is not None and (ours := self._still_ours(batch)):
+            self._device.start(ours)
+        self._collect(finished)
+
+    def _extract_alone(self) -> None:
+        """The next suspect, with everything before it committed: it takes no other along."""
+        self._collect(self._device.finish())
+        self._commit()
+        with suppress(IndexError):  # all of them were released meanwhile
+            self._start([self._suspects.popleft()])
+        self._extract(self._next_batch())
+        self._collect(self._device.finish())
+
+    def _still_ours(self, batch: Batch[Any]) -> Batch[Any] | None:
+        ours = self._consumer.still_ours(batch.keys)
+        rows = [row for row, key in enumerate(batch.keys) if key in ours]
+        return batch.take(rows) if rows else None
+
+    def _run_model(self, batch: Batch[Any]) -> list[Extraction]:
+        """On the device's thread."""
         self._metrics.batch(len(batch))
         with self._metrics.stage("extract"):
-            extractions = extract_each(self._extractor.extract, batch, self._out_of_memory)
+            return extract_each(self._extractor.extract, batch, self._out_of_memory)
+
+    def _out_of_memory(self, batch: Batch[Any]) -> None:
+        self._batcher.lower(batch)
+        self._metrics.out_of_memory()
+        log.warning(
+            "%d jobs did not fit the device's memory: at most half as much from now on", len(batch)
+        )
+
+    def _collect(self, extractions: Iterable[Extraction]) -> None:
         for extraction in extractions:
             self._settle_all(extraction.fates)
             if extraction.features is not None:
@@ -195,14 +244,6 @@ class Service:
                 self._metrics.tokens(
                     int(counts["prompt_tokens"].sum()), int(counts["answer_tokens"].sum())
                 )
-
-    def _out_of_memory(self, jobs: int) -> None:
-        self._batcher.lower(jobs)
-        self._metrics.out_of_memory()
-        log.warning(
-            "%d jobs did not fit the device's memory: batches of at most %d from now on",
-            *(jobs, self._batcher.batch_size),
-        )
 
     # -- write, acknowledge ----------------------------------------------------------------
 
@@ -242,7 +283,10 @@ class Service:
         """Gives back what was only fetched. May be called from a thread, while a batch runs."""
         suspects = list(self._suspects)
         self._suspects.clear()
-        if rows := [*self._batcher.drain(), *(one.key for one in suspects)]:
+        self._release([*self._batcher.drain(), *(one.key for one in suspects)])
+
+    def _release(self, rows: Sequence[RowKey]) -> None:
+        if rows:
             released = self._consumer.release(rows)
             self.tally.released += released
             self._metrics.count("released", released)

@@ -11,18 +11,24 @@ DEFAULT_MODEL: Final = "Qwen/Qwen2.5-VL-7B-Instruct"
 Dtype = Literal["bfloat16", "float32"]
 """What the model computes in."""
 
+DeviceMap = Literal["auto"]
+"""Over all GPUs that the process may use."""
+
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """model: hub id or folder. revision, min_pixels, max_pixels: None, what the checkpoint says."""
+    """model: hub id or folder. revision, min_pixels, max_pixels: None, what the checkpoint says.
+    device_map: None, all on one device. no_answer: prefill only, whatever `max_new_tokens` says."""
 
     model: str = DEFAULT_MODEL
     revision: str | None = None
     dtype: Dtype = "bfloat16"
     device: str = "auto"
+    device_map: DeviceMap | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_new_tokens: int = 200
+    no_answer: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`Extractor`: a batch in, finished rows out. One `generate`, hooked, greedy.
+"""`Extractor`: a batch in, finished rows out. Each image and each prefix once, greedy answers.
 
 Knows the model and the layout; does not know the stream or the store's files.
 """
@@ -19,15 +19,21 @@ from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
 from halp_worker.extraction import Extraction
 from halp_worker.fates import DeviceOutOfMemory, Reason, Rejection
-from halp_worker.model.capture import CapturedStates, PrefillCapture
+from halp_worker.model.decode import decode
 from halp_worker.model.faults import as_fault, free_memory
-from halp_worker.model.inputs import Sample, collate
+from halp_worker.model.inputs import Sample
 from halp_worker.model.loading import LoadedModel
+from halp_worker.model.memory import CHUNK_TOKENS
+from halp_worker.model.parts import next_tokens
+from halp_worker.model.passes import KeyValueRows
+from halp_worker.model.plan import plan_chunks
+from halp_worker.model.prefill import CapturedStates, Prefilled, prefill, to_host
 
 
 @dataclass(frozen=True)
 class Answer:
-    """text without special tokens; tokens before the stop token; `stop` or `length`."""
+    """text without special tokens; tokens before the stop token; `stop` or `length`, `skipped`
+    where no answer was asked for."""
 
     text: str
     tokens: int
@@ -35,7 +41,7 @@ class Answer:
 
 
 class Extractor:
-    """Runs batches through one model. One call at a time: the model keeps state in a call."""
+    """Runs batches through one model. One call at a time."""
 
     def __init__(self, loaded: LoadedModel, layout: Layout) -> None:
         self._loaded = loaded
@@ -48,7 +54,7 @@ class Extractor:
         one may follow. Raises DeviceBroken, and FatalError if the model's hooks do not behave.
         """
         try:
-            states, generated = self._run(batch.samples)
+            states, generated = self.run(batch.samples)
         except RuntimeError as error:  # all of torch's are
             fault = as_fault(error)
             if fault is None:
@@ -58,35 +64,52 @@ class Extractor:
             raise fault from error
         return self._to_rows(batch.samples, states, self._answers(generated))
 
-    def _run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
+    def run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
         """What was captured, and the new tokens of each sample: all that is on the device is in
-        this frame and those below it."""
-        loaded = self._loaded
-        collated = collate(samples, loaded.generation.pad_token_id)
-        capture = PrefillCapture(
-            loaded.model,
-            self._layout.layers,
-            columns=collated.columns.to(loaded.device),
-            grid_thw=collated.grid_thw,
-            padded_tokens=collated.padded_tokens,
-            names=[sample.job.question_id for sample in samples],
-        )
-        inputs = {name: tensor.to(loaded.device) for name, tensor in collated.tensors.items()}
-        with torch.inference_mode(), capture:
-            output = loaded.model.generate(**inputs, generation_config=loaded.generation)
-            states = capture.to_host()
-        return states, output[:, collated.padded_tokens :].tolist()
+        this frame and those below it. Raises what torch raises."""
+        with torch.inference_mode(), self._loaded.as_current_device():
+            return self._run(samples)
+
+    def _run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
+        model, generation = self._loaded.model, self._loaded.generation
+        chunks = plan_chunks(samples, CHUNK_TOKENS)
+        order = [row for chunk in chunks for row in chunk.rows]
+        prompts = [samples[row].prompt_tokens for row in order]
+        rows = KeyValueRows(prompts, generation.max_new_tokens)
+        parts: list[Prefilled] = []
+        for chunk in chunks:
+            first = sum(len(part.tokens) for part in parts)
+            parts.append(prefill(model, samples, chunk, self._layout.layers, rows, first))
+        answers: list[list[int]] = [[] for _ in order]
+        if generation.max_new_tokens:
+            last_states = torch.cat([part.last_states for part in parts])
+            positions = torch.tensor([samples[row].next_position for row in order])
+            answers = decode(
+                model,
+                rows,
+                next_tokens(model, last_states),
+                positions.to(last_states.device),
+                stops=generation.stop_tokens,
+                max_new_tokens=generation.max_new_tokens,
+            ).tolist()
+        back = np.argsort(order)
+        return to_host(parts).take(back), [answers[row] for row in back]
 
     def _answers(self, generated: Sequence[Sequence[int]]) -> list[Answer]:
-        stops = set(self._loaded.generation.eos_token_id)
+        stops = set(self._loaded.generation.stop_tokens)
         tokenizer = self._loaded.processor.tokenizer
         answers = []
         for tokens in generated:
             end = next((i for i, token in enumerate(tokens) if token in stops), None)
             kept = list(tokens[:end])
             text = tokenizer.decode(kept, skip_special_tokens=True)
-            answers.append(Answer(text, len(kept), "length" if end is None else "stop"))
+            answers.append(Answer(text, len(kept), self._finish_reason(end)))
         return answers
+
+    def _finish_reason(self, end: int | None) -> str:
+        if not self._loaded.generation.max_new_tokens:
+            return "skipped"
+        return "length" if end is None else "stop"
 
     def _to_rows(
         self, samples: Sequence[Sample], states: CapturedStates, answers: list[Answer]
@@ -133,7 +156,7 @@ class Extractor:
                 "question_id": tuple(job.question_id for job in jobs),
                 "question_text": tuple(job.question for job in jobs),
                 "image": tuple(job.image for job in jobs),
-                "image_sha256": tuple(sample.image_sha256 for sample in samples),
+                "image_sha256": tuple(sample.image.sha256 for sample in samples),
                 "ground_truth": tuple(job.ground_truth for job in jobs),
                 "answer": tuple(answer.text for answer in kept),
                 "finish_reason": tuple(answer.finish_reason for answer in kept),
@@ -142,15 +165,13 @@ class Extractor:
             },
             integers={
                 "prompt_tokens": _int64([sample.prompt_tokens for sample in samples]),
-                "image_tokens": _int64([sample.image_tokens for sample in samples]),
+                "image_tokens": _int64([sample.image.tokens for sample in samples]),
                 "answer_tokens": _int64([answer.tokens for answer in kept]),
                 **{
                     f"{position}_position": _int64([sample.positions[p] for sample in samples])
                     for p, position in enumerate(positions)
                 },
-                GRID_COLUMN: np.concatenate(
-                    [sample.tensors["image_grid_thw"].numpy() for sample in samples]
-                ),
+                GRID_COLUMN: np.concatenate([sample.image.grid_thw.numpy() for sample in samples]),
             },
             vectors={
                 "vision_only": states.vision_only[rows],

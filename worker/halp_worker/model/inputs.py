@@ -1,13 +1,16 @@
-"""`Sample`: one job's inputs, ready in host memory. `Collated`: samples side by side.
+"""`Sample`: one job's inputs, ready in host memory.
 
 Knows the processor and the chat template; does not know the model's weights. Runs on threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from qwen_vl_utils import process_vision_info
@@ -19,66 +22,54 @@ from halp_worker.fates import FatalError, Reason, Rejected
 from halp_worker.model.images import ImageReader
 from halp_worker.model.positions import Prompt, find_positions
 
+RopeIndex = Callable[..., torch.Tensor]
+"""input_ids (1, T), image_grid_thw (1, 3), mm_token_type_ids (1, T) -> position ids (3, T)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image as the vision encoder takes it. Questions on one image share one of these.
+
+    sha256: of the file. pixel_values: (patches, P) float32. grid_thw: (1, 3) int64, patches before
+    the merge. tokens: after it.
+    """
+
+    sha256: str
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+    tokens: int
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One job's inputs.
+    """One job's inputs, on the host.
 
-    tensors: everything the processor returned, on the host. Per token (1, T): input_ids,
-        attention_mask, mm_token_type_ids. Per image: pixel_values (patches, P),
-        image_grid_thw (1, 3).
-    positions: index in the unpadded prompt, in the order of the layout's positions.
+    input_ids: (T,) int64. position_ids: (3, T) int64, as M-RoPE counts; the answer's go on from
+    `next_position`.
+    positions: index in the prompt, in the order of the layout's positions.
+    prefix_tokens: how many tokens there are up to and including the last of the image.
     """
 
     job: Job
-    image_sha256: str
-    tensors: Mapping[str, torch.Tensor]
+    image: PreparedImage
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    next_position: int
     positions: tuple[int, ...]
-    prompt_tokens: int
-    image_tokens: int
+    prefix_tokens: int
 
-
-@dataclass(frozen=True)
-class Collated:
-    """B samples side by side.
-
-    tensors: the model's inputs, on the host; per token (B, T), per image concatenated.
-    columns: (B, P) int64, where each sample's positions are in the padded prompts.
-    grid_thw: (B, 3) int64, patches before the merge, one image a sample.
-    padded_tokens: T.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    columns: torch.Tensor
-    grid_thw: torch.Tensor
-    padded_tokens: int
-
-
-def collate(samples: Sequence[Sample], pad_token_id: int) -> Collated:
-    """Pads on the left, so that every prompt ends in the last column and decoding goes on there."""
-    length = max(sample.prompt_tokens for sample in samples)
-    tensors = {}
-    for name, first in samples[0].tensors.items():
-        parts = [sample.tensors[name] for sample in samples]
-        if first.shape == samples[0].tensors["input_ids"].shape:
-            filler = pad_token_id if name == "input_ids" else 0
-            parts = [_pad_left(part, length, filler) for part in parts]
-        tensors[name] = torch.cat(parts)
-    columns = [
-        [length - sample.prompt_tokens + index for index in sample.positions] for sample in samples
-    ]
-    return Collated(tensors, torch.tensor(columns), tensors["image_grid_thw"], length)
-
-
-def _pad_left(row: torch.Tensor, length: int, filler: int) -> torch.Tensor:
-    return torch.nn.functional.pad(row, (length - row.shape[-1], 0), value=filler)
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.input_ids)
 
 
 class InputBuilder:
     """Turns jobs into samples with the checkpoint's own chat template and processor.
 
+    rope_index: the model's `get_rope_index`.
     max_prompt_tokens: longest prompt that leaves room for the answer in the context.
-    Safe to call from several threads.
+    pin_memory: for pixels, so that the device fetches them while it computes.
+    Safe to call from several threads. An image that several jobs at hand share is prepared once.
     """
 
     def __init__(
@@ -87,12 +78,17 @@ class InputBuilder:
         images: ImageReader,
         positions: Sequence[str],
         *,
+        rope_index: RopeIndex,
         max_prompt_tokens: int,
+        pin_memory: bool = False,
     ) -> None:
         self._processor = processor
         self._images = images
         self._positions = tuple(positions)
+        self._rope_index = rope_index
         self._max_prompt_tokens = max_prompt_tokens
+        self._pin_memory = pin_memory
+        self._prepared = SharedImages(self._prepare_image)
         tokenizer = processor.tokenizer
         self._special_tokens = tuple(
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
@@ -107,59 +103,108 @@ class InputBuilder:
                 raise Rejected(
                     Reason.SPECIAL_TOKEN, f"question holds the model's special token {token}"
                 )
-        source = self._images.read(job.image)
-        tensors = self._process(job, source.pixels)
-        return self._sample(job, source.sha256, tensors)
+        return self._sample(job, self._prepared.get(job.image))
 
-    def _process(self, job: Job, pixels: Any) -> dict[str, torch.Tensor]:
+    def _prepare_image(self, name: str) -> PreparedImage:
+        source = self._images.read(name)
         image_processor = self._processor.image_processor
         content = {
             "type": "image",
-            "image": pixels,
+            "image": source.pixels,
             "min_pixels": image_processor.size["shortest_edge"],
             "max_pixels": image_processor.size["longest_edge"],
         }
-        messages = user_turn(content, job.question)
         try:
-            images, _ = process_vision_info(messages, image_patch_size=image_processor.patch_size)
+            images, _ = process_vision_info(
+                user_turn(content, ""), image_patch_size=image_processor.patch_size
+            )
             _require_ratio(*images[0].size)
         except ValueError as error:  # an aspect ratio the model was not made for
-            width, height = pixels.size
+            width, height = source.pixels.size
             raise Rejected(
                 Reason.IMAGE_UNREADABLE,
-                f"{printable(job.image)}: {width}x{height} pixels do not fit the model: {error}",
+                f"{printable(name)}: {width}x{height} pixels do not fit the model: {error}",
             ) from None
-        outputs = self._processor(
-            text=[render(self._processor, messages)], images=images, return_tensors="pt"
+        outputs = image_processor(images=images, return_tensors="pt")
+        grid_thw = outputs["image_grid_thw"]
+        return PreparedImage(
+            sha256=source.sha256,
+            pixel_values=self._pinned(outputs["pixel_values"]),
+            grid_thw=grid_thw,
+            tokens=int(grid_thw.prod()) // image_processor.merge_size**2,
         )
-        return dict(outputs)
 
-    def _sample(self, job: Job, sha256: str, tensors: dict[str, torch.Tensor]) -> Sample:
-        input_ids = tensors["input_ids"][0].tolist()
-        if len(input_ids) > self._max_prompt_tokens:
+    def _pinned(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.pin_memory() if self._pin_memory else pixels
+
+    def _sample(self, job: Job, image: PreparedImage) -> Sample:
+        image_token = self._processor.image_token
+        text = render(self._processor, user_turn({"type": "image"}, job.question))
+        text = text.replace(image_token, image_token * image.tokens)
+        encoded = self._processor.tokenizer(text, return_tensors="pt")
+        input_ids = encoded["input_ids"]
+        ids = input_ids[0].tolist()
+        if len(ids) > self._max_prompt_tokens:
             raise Rejected(
                 Reason.PROMPT_TOO_LONG,
-                f"prompt has {len(input_ids)} tokens, the context leaves room for "
+                f"prompt has {len(ids)} tokens, the context leaves room for "
                 f"{self._max_prompt_tokens}: lower --max-pixels or shorten the question",
             )
-        patches = int(tensors["image_grid_thw"].prod())
         image_token_id = self._processor.image_token_id
-        image_tokens = input_ids.count(image_token_id)
-        merged = patches // self._processor.image_processor.merge_size**2
-        if image_tokens != merged:
+        if ids.count(image_token_id) != image.tokens:
             raise FatalError(
-                f"question {job.question_id!r}: the prompt has {image_tokens} image tokens, "
-                f"the image {merged}: this processor does not fit Qwen2.5-VL"
+                f"question {job.question_id!r}: the prompt has {ids.count(image_token_id)} image "
+                f"tokens, the image {image.tokens}: this processor does not fit Qwen2.5-VL"
             )
-        prompt = Prompt(input_ids, patches, image_token_id, self._turn_end_id)
+        prompt = Prompt(ids, int(image.grid_thw.prod()), image_token_id, self._turn_end_id)
+        position_ids = self._rope_index(
+            input_ids=input_ids,
+            image_grid_thw=image.grid_thw,
+            mm_token_type_ids=(input_ids == image_token_id).int(),
+        )
         return Sample(
             job=job,
-            image_sha256=sha256,
-            tensors=tensors,
+            image=image,
+            input_ids=input_ids[0],
+            position_ids=position_ids,
+            next_position=int(position_ids.max()) + 1,
             positions=find_positions(prompt, self._positions),
-            prompt_tokens=len(input_ids),
-            image_tokens=image_tokens,
+            prefix_tokens=prompt.last_image_token + 1,
         )
+
+
+class SharedImages:
+    """`get(name)` makes an image once for all who ask while somebody holds it; then it is let go.
+
+    Two threads that ask at the same time wait for one of them, and get its error too.
+    """
+
+    def __init__(self, prepare: Callable[[str], PreparedImage]) -> None:
+        self._prepare = prepare
+        self._lock = threading.Lock()
+        self._held: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
+        self._making: dict[str, Future[PreparedImage]] = {}
+
+    def get(self, name: str) -> PreparedImage:
+        with self._lock:
+            if (image := self._held.get(name)) is not None:
+                return image
+            if (making := self._making.get(name)) is None:
+                ours = self._making[name] = Future()
+        if making is not None:
+            return making.result()
+        try:
+            image = self._prepare(name)
+        except BaseException as error:
+            with self._lock:
+                del self._making[name]
+            ours.set_exception(error)
+            raise
+        with self._lock:
+            self._held[name] = image
+            del self._making[name]
+        ours.set_result(image)
+        return image
 
 
 def _require_ratio(width: int, height: int) -> None:

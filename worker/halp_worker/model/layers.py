@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +13,9 @@ from halp_store.layout import DEFAULT_POSITIONS, Layout
 from halp_worker.fates import FatalError
 from halp_worker.model.inputs import render, user_turn
 from halp_worker.model.loading import LoadedModel
+from halp_worker.model.parts import decoder_devices, is_sharded
 from halp_worker.model.positions import POSITIONS
+from halp_worker.model.segments import attention_kernel
 
 
 def choose_layers(wanted: str, n_layers: int) -> tuple[int, ...]:
@@ -55,8 +58,10 @@ def layout_of(loaded: LoadedModel, layers: tuple[int, ...], positions: tuple[str
             "prompt": render(loaded.processor, user_turn({"type": "image"}, "{question}")),
             "image_processor": _image_processor(loaded.processor.image_processor),
             "generation": {
-                name: getattr(loaded.generation, name)
-                for name in ("do_sample", "num_beams", "max_new_tokens", "eos_token_id")
+                "do_sample": False,
+                "num_beams": 1,
+                "max_new_tokens": loaded.generation.max_new_tokens,
+                "eos_token_id": list(loaded.generation.stop_tokens),
             },
         },
     )
@@ -69,8 +74,10 @@ def provenance_of(loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
     return {
         "packages": {name: version(name) for name in packages},
         "device": torch.cuda.get_device_name(loaded.device) if is_cuda else loaded.device.type,
-        "attention": loaded.model.config._attn_implementation,
+        "attention": attention_kernel(loaded.device, loaded.model.dtype),
         "batch_size": batch_size,
+        "devices": dict(Counter(map(str, decoder_devices(loaded.model)))),
+        "tensor_parallel": loaded.model.tp_size if is_sharded(loaded.model) else 1,
     }
 
 

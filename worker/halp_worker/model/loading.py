@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +17,12 @@ import torch
 from transformers import (
     AutoConfig,
     AutoProcessor,
-    GenerationConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.utils import cached_file
 
 from halp_worker.fates import DeviceBroken, DeviceOutOfMemory, FatalError
+from halp_worker.model.attention import use_own_attention
 from halp_worker.model.faults import as_fault
 from halp_worker.model.versions import check_transformers
 from halp_worker.settings import Dtype, ModelSettings
@@ -37,22 +37,35 @@ _TORCH_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
+class Greedy:
+    """How answers are made. max_new_tokens: 0, not at all. The checkpoint's own sampling and
+    penalties are not used."""
+
+    max_new_tokens: int
+    stop_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate, on its device, in evaluation mode.
+    """A model in evaluation mode, on its device, with our attention.
 
     name, revision: for a hub id, the id and the commit; for a folder, "local" and a digest of
         its files, so that the same checkpoint is the same wherever it is mounted.
-    generation: the only generation settings that are used; the checkpoint's sampling and
-        penalties are not.
+    device: where inputs go, and most of the rest; with a device map the first one.
     """
 
     model: Any
     processor: Any
-    generation: Any
+    generation: Greedy
     name: str
     revision: str
     dtype: Dtype
     device: torch.device
+
+    def as_current_device(self) -> AbstractContextManager[Any]:
+        """What names no device is on the model's; each thread has to say so for itself."""
+        is_cuda = self.device.type == "cuda"
+        return torch.cuda.device(self.device) if is_cuda else nullcontext()
 
     @property
     def n_layers(self) -> int:
@@ -86,14 +99,14 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def load_model(settings: ModelSettings) -> LoadedModel:
-    """Raises FatalError if this is not a whole Qwen2.5-VL checkpoint."""
+def load_model(settings: ModelSettings, ranks: int = 1) -> LoadedModel:
+    """ranks: processes that each take a slice of every layer; all of them call this.
+
+    Raises FatalError if this is not a whole Qwen2.5-VL checkpoint, or has no place here.
+    """
     check_transformers()
-    device = choose_device(settings.device)
-    if device.type == "cuda":
-        # What names no device goes to this one, and does not open a context on the first GPU.
-        torch.cuda.set_device(device)
     config = _load_config(settings)
+    placement = _placement(settings, config, ranks)
     processor = _load_processor(settings)
     with _fatal_in_one_line(f"model {settings.model}"):
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -101,10 +114,11 @@ def load_model(settings: ModelSettings) -> LoadedModel:
             revision=settings.revision or "main",
             config=config,
             dtype=_TORCH_DTYPES[settings.dtype],
-            device_map={"": device},
+            **placement,
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
         )
+    _require_placed(settings.model, model, ranks)
     lacking = sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", ())))
     if lacking:
         raise FatalError(
@@ -112,18 +126,18 @@ def load_model(settings: ModelSettings) -> LoadedModel:
             f"shape, they would be random: {', '.join(lacking[:3])}, ..."
         )
     model.eval()
-    generation = _generation(model, processor, settings.max_new_tokens)
-    # `generate` fills what a given config leaves open from this one: leave it nothing.
-    model.generation_config = generation
+    use_own_attention(model)
     is_local = Path(settings.model).is_dir()
     return LoadedModel(
         model=model,
         processor=processor,
-        generation=generation,
+        generation=Greedy(
+            0 if settings.no_answer else settings.max_new_tokens, _stop_tokens(model, processor)
+        ),
         name="local" if is_local else settings.model,
         revision=_digest(Path(settings.model)) if is_local else _commit(settings),
         dtype=settings.dtype,
-        device=device,
+        device=next(model.get_input_embeddings().parameters()).device,
     )
 
 
@@ -171,17 +185,59 @@ def _fatal_in_one_line(what: str) -> Iterator[None]:
                 raise
 
 
-def _generation(model: Any, processor: Any, max_new_tokens: int) -> Any:
-    own = model.generation_config
-    stops = own.eos_token_id if own.eos_token_id is not None else processor.tokenizer.eos_token_id
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stops if isinstance(stops, list) else [stops],
-        pad_token_id=processor.tokenizer.pad_token_id,
-        use_cache=True,
-    )
+def _placement(settings: ModelSettings, config: Any, ranks: int) -> dict[str, Any]:
+    """Where the weights go, in transformers' words."""
+    if settings.device != "auto" and (settings.device_map or ranks > 1):
+        how = "torchrun" if ranks > 1 else "--device-map auto"
+        raise FatalError(f"{how} uses several devices: name no --device with it")
+    if ranks > 1:
+        return {"distributed_config": _shards(settings, config, ranks)}
+    if settings.device_map:
+        return {"device_map": settings.device_map}
+    device = choose_device(settings.device)
+    if device.type == "cuda":
+        # What names no device goes to this one, and does not open a context on the first GPU.
+        torch.cuda.set_device(device)
+    return {"device_map": {"": device}}
+
+
+def _shards(settings: ModelSettings, config: Any, ranks: int) -> Any:
+    if settings.device_map:
+        raise FatalError("--device-map and torchrun exclude each other: use one of them")
+    heads = int(config.get_text_config().num_key_value_heads)
+    if heads % ranks:
+        raise FatalError(
+            f"model {settings.model}: its {heads} key heads cannot be shared out to {ranks} "
+            f"processes: start as many as divide {heads}"
+        )
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return DistributedConfig(tp_size=ranks)
+    except (ImportError, TypeError):
+        raise FatalError(
+            "this transformers cannot split a model over processes: pip install -U transformers"
+        ) from None
+
+
+def _require_placed(name: str, model: Any, ranks: int) -> None:
+    """A device map puts what has no room on the GPUs on the host or the disk, a hundred times
+    slower."""
+    if ranks > 1 and getattr(model, "tp_size", None) != ranks:
+        raise FatalError(f"model {name}: was not split over {ranks} processes")
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1 and places & {"cpu", "disk"}:
+        raise FatalError(
+            f"model {name}: its weights do not fit the GPUs together: use more or larger ones, or "
+            "a smaller model"
+        )
+
+
+def _stop_tokens(model: Any, processor: Any) -> tuple[int, ...]:
+    stops = model.generation_config.eos_token_id
+    if stops is None:
+        stops = processor.tokenizer.eos_token_id
+    return tuple(stops) if isinstance(stops, list) else (stops,)
 
 
 def _commit(settings: ModelSettings) -> str:

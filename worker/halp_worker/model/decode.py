@@ -1,0 +1,212 @@
+"""`decode`: greedy answers for rows whose prompts are prefilled. One token of every row a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import torch
+
+from halp_worker.model.parts import is_sharded, next_tokens, run_decoder
+from halp_worker.model.passes import DecodePass, KeyValueRows, StaticDecodePass
+
+log = logging.getLogger(__name__)
+
+GRAPH_STEPS: Final = 16
+"""A graph is captured for at least so many steps: it costs about as much as two without."""
+
+
+def decode(
+    model: Any,
+    rows: KeyValueRows,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    stops: Sequence[int],
+    max_new_tokens: int,
+) -> torch.Tensor:
+    """tokens: (B,) int64, the first of each answer. positions: (B,) of it, as M-RoPE counts.
+
+    Returns (B, max_new_tokens) int64 on the device. What follows a row's stop token is no part of
+    its answer.
+
+    A row that has ended leaves once half of the rows have. Whether one has is looked at one step
+    late, so that the device has the next step before the host waits for the one before.
+    """
+    answers = tokens.new_zeros(len(tokens), max_new_tokens)
+    answers[:, 0] = tokens
+    stop_tokens = torch.tensor(sorted(stops), device=tokens.device)
+    ended = torch.isin(tokens, stop_tokens)
+    left = torch.arange(len(tokens), device=tokens.device)  # whose answers the rows are
+    flags = LateFlags(ended)
+    step = _step(model, rows, tokens, positions, rows.prompt_width, max_new_tokens - 1)
+    for count in range(1, max_new_tokens):
+        tokens = step.run()
+        answers[left, count] = tokens
+        ended = ended | torch.isin(tokens, stop_tokens)
+        going_on = [row for row, has_ended in enumerate(flags.read(ended)) if not has_ended]
+        if not going_on:
+            break
+        if 2 * len(going_on) <= len(rows):
+            kept = torch.tensor(going_on, device=tokens.device)
+            tokens, positions, column = step.state()
+            del step  # and with it what holds the rows' buffers
+            rows.keep(going_on)
+            left, ended = left[kept], ended[kept]
+            flags = LateFlags(ended)
+            step = _step(
+                model, rows, tokens[kept], positions[kept], column, max_new_tokens - 1 - count
+            )
+    return answers
+
+
+class Step(Protocol):
+    """One token more of every row, each time it runs."""
+
+    def run(self) -> torch.Tensor:
+        """The (B,) next tokens; overwritten by the next call."""
+
+    def state(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """tokens, positions and column of the step that comes next."""
+
+
+def _step(
+    model: Any,
+    rows: KeyValueRows,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    column: int,
+    steps: int,
+) -> Step:
+    if steps >= GRAPH_STEPS and _is_on_one_gpu(model):
+        try:
+            return GraphStep(model, rows, tokens, positions, column)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            log.warning("decoding without a captured graph: %s", str(error).splitlines()[0])
+    return EagerStep(model, rows, tokens, positions, column)
+
+
+def _is_on_one_gpu(model: Any) -> bool:
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) == 1 and devices.pop().type == "cuda" and not is_sharded(model)
+
+
+class EagerStep:
+    """Kernel by kernel."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: KeyValueRows,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        column: int,
+    ) -> None:
+        self._model = model
+        self._tokens, self._positions = tokens, positions
+        self._pass = DecodePass(rows, column)
+
+    def run(self) -> torch.Tensor:
+        states = _states(self._model, self._tokens, self._positions, self._pass)
+        self._tokens = next_tokens(self._model, states)
+        self._positions = self._positions + 1
+        self._pass.column += 1
+        return self._tokens
+
+    def state(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        return self._tokens, self._positions, self._pass.column
+
+
+class GraphStep:
+    """All kernels of a step as one CUDA graph. Raises RuntimeError where it cannot be captured, or
+    does not do what it did before it was."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: KeyValueRows,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        column: int,
+    ) -> None:
+        self._model = model
+        self._tokens, self._positions = tokens.clone(), positions.clone()
+        self._column = torch.tensor([column], device=tokens.device)
+        self._next_column = column
+        like = model.get_input_embeddings().weight
+        self._pass = StaticDecodePass(rows, self._column, like)
+        start = (self._tokens, self._positions, self._column)
+        before = [one.clone() for one in start]
+
+        def restart() -> None:
+            for one, value in zip(start, before, strict=True):
+                one.copy_(value)
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # a first run, for what libraries set up when first called
+            expected = self._advance().clone()
+            restart()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads pin memory at the same time, which must not end the capture.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            states = self._advance()
+        restart()
+        self._graph.replay()
+        restart()
+        if not torch.allclose(states, expected, rtol=1e-2, atol=1e-2):
+            raise RuntimeError("the captured step gives other states than the step itself")
+
+    def _advance(self) -> torch.Tensor:
+        self._pass.begin()
+        states = _states(self._model, self._tokens, self._positions, self._pass)
+        self._tokens.copy_(next_tokens(self._model, states))
+        self._positions += 1
+        self._column += 1
+        return states
+
+    def run(self) -> torch.Tensor:
+        self._graph.replay()
+        self._next_column += 1
+        return self._tokens
+
+    def state(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        return self._tokens, self._positions, self._next_column
+
+
+def _states(
+    model: Any, tokens: torch.Tensor, positions: torch.Tensor, plan: DecodePass | StaticDecodePass
+) -> torch.Tensor:
+    """(B,) tokens at (B,) positions -> states after the norm (B, D)."""
+    embeddings = model.get_input_embeddings()(tokens[:, None])
+    return run_decoder(model, embeddings, positions.expand(3, 1, -1).mT, plan)[:, 0]
+
+
+class LateFlags:
+    """Brings flags to the host: those of the call before on CUDA, so that nothing waits for the
+    newest; those of this call elsewhere."""
+
+    def __init__(self, flags: torch.Tensor) -> None:
+        self._copies: list[tuple[torch.Tensor, Any]] = []
+        if flags.is_cuda:
+            self._copies.append(self._copy(flags))
+
+    def read(self, flags: torch.Tensor) -> list[bool]:
+        if not flags.is_cuda:
+            return flags.tolist()
+        self._copies.append(self._copy(flags))
+        copy, done = self._copies.pop(0)
+        done.synchronize()
+        return copy.tolist()
+
+    @staticmethod
+    def _copy(flags: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        copy = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        copy.copy_(flags, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return copy, done
