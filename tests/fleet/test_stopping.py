@@ -30,7 +30,7 @@ def test_a_signal_commits_the_batch_in_hand_and_gives_the_rest_back_at_once(
     jobs = [make_job(n) for n in range(12)]
     fleet.enqueue(*jobs)
     leaving = fleet.start("--batch-ms", "3000", "--batch-size", "4")
-    wait_until(lambda: fleet.status().in_flight == 8)
+    wait_until(lambda: fleet.status().in_flight == 12)
     wait_until(lambda: "extracting 4" in leaving.log.read_text())
     leaving.signal(number)
     other = fleet.start("--batch-size", "2", "--until-empty")

@@ -161,6 +161,17 @@ def test_building_a_checkpoint_twice_gives_the_same_model(checkpoint, tmp_path):
     assert load(build_checkpoint(tmp_path / "again")).revision == load(checkpoint).revision
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_is_named_by_its_number(device, monkeypatch):
+    """torch's calls that choose a GPU refuse `cuda` without one."""
+    from halp_worker.model.loading import choose_device
+
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: empty(*size))
+    assert choose_device(device) == torch.device("cuda", 0)
+
+
 @pytest.mark.accelerator
 def test_auto_takes_the_accelerator(checkpoint):
     """CUDA first."""

@@ -14,7 +14,7 @@ import torch
 
 from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
-from halp_worker.model import decode, extractor
+from halp_worker.model import decode, extractor, memory
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.vision import encode_images
 
@@ -305,6 +305,33 @@ def test_states_on_a_gpu_are_as_close_to_float32_as_bfloat16_is(on_gpu, bench):
     for name, expected in truth.vectors.items():
         distance = np.linalg.norm(got.vectors[name] - expected)
         assert distance <= 1.5 * np.linalg.norm(single.vectors[name] - expected), name
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+def test_the_budget_is_what_keys_and_values_take(bench, monkeypatch):
+    """Measured: the bytes of a batch's buffers, by its tokens; and a large model has room too."""
+    bench = bench()
+    model = bench.loaded.model
+    made = []
+    original = extractor.KeyValueRows.layer
+
+    def layer(self, index, like):
+        made.append((self, buffers := original(self, index, like)))
+        return buffers
+
+    monkeypatch.setattr(extractor.KeyValueRows, "layer", layer)
+    bench.extract(bench.samples(SHARED))
+    rows = made[0][0]
+    per_layer = sum(one.numel() * one.element_size() for one in made[0][1])
+    layers = bench.loaded.n_layers
+    assert per_layer == len(rows) * rows.width * memory.layer_token_bytes(model)
+    assert memory.token_budget(model) == memory.HOST_BYTES // (
+        layers * memory.layer_token_bytes(model)
+    )
+    published_7b = 28 * 2 * 4 * 128 * 2
+    assert memory.HOST_BYTES // published_7b > 20 * 1600, "on a CPU, too"
 
 
 # -- more than one device ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -319,6 +320,67 @@ def test_batches_keep_the_order_of_arrival_and_are_prepared_ahead():
     assert [key.question_id for key in first.batch.keys] == ["q0", "q1"]
     assert [job.question_id for job in second.batch.samples] == ["q2", "q3"]
     assert third.batch is None
+
+
+def taken_sizes(batcher, sizes, budget):
+    """Batches of jobs whose samples have these tokens."""
+    batcher.budget = budget
+    batcher.submit(deliver(*range(len(sizes))))
+    batches = []
+    while (taken := batcher.take()).batch is not None:
+        batches.append([sizes[int(job.question_id[1:])] for job in taken.batch.samples])
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "expected"),
+    [
+        ([10, 10, 10, 10], None, [[10, 10, 10, 10]]),
+        ([10, 10, 10, 10], 30, [[10, 10, 10], [10]]),
+        ([10, 10, 25, 10], 50, [[10, 10], [25, 10]]),
+        ([10, 90, 10], 30, [[10], [90], [10]]),
+        ([5] * 9, 1000, [[5] * 8, [5]]),
+    ],
+)
+def test_a_batch_keeps_to_the_budget_and_to_the_order(sizes, budget, expected):
+    """All in it get as much room as the largest; one that is larger than the budget runs alone."""
+    with Batcher(
+        lambda job: job, 8, tokens_of=lambda job: sizes[int(job.question_id[1:])]
+    ) as batcher:
+        assert taken_sizes(batcher, sizes, budget) == expected
+
+
+def test_what_did_not_fit_bounds_what_comes_by_half_of_its_tokens():
+    """Never the other way round: a smaller batch that fails later lowers it further."""
+    sizes = [10, 20, 10, 10, 10]
+    with Batcher(
+        lambda job: job, 8, tokens_of=lambda job: sizes[int(job.question_id[1:])]
+    ) as batcher:
+        batcher.submit(deliver(0, 1, 2))
+        batcher.lower(batcher.take().batch)
+        assert batcher.budget == 3 * 20 // 2
+        assert taken_sizes(batcher, sizes, batcher.budget) == [[10], [20], [10, 10, 10]]
+
+
+def test_a_batch_is_written_while_the_next_one_runs(server, client, keys, tmp_path, enqueue):
+    """The second batch does not end before the first one's rows are acknowledged."""
+    enqueue(*(make_job(n) for n in range(8)))
+    seen = []
+
+    def wait_for_the_first(batch):
+        deadline = time.monotonic() + 20
+        while extractor.batches[1:] and client.xlen(keys.jobs) > 4:
+            assert time.monotonic() < deadline, "nothing was acknowledged meanwhile"
+            time.sleep(0.01)
+        seen.append(client.xlen(keys.jobs))
+
+    extractor = StandIn(wait_for_the_first)
+    writer = StoreWriter.open(tmp_path / "s.zarr", LAYOUT, worker="w", provenance={}, flush_rows=4)
+    with connect_exact(server.url) as connection, Batcher(prepare, 4) as batcher:
+        consumer = Consumer(connection, keys, name="w", lease_ms=60_000)
+        tally = Service(consumer, batcher, extractor, writer, until_empty=True).run()
+    assert tally.done == 8
+    assert seen == [8, 4]
 
 
 def test_what_preparation_raises_is_that_jobs_fate_alone():

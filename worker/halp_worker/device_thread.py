@@ -1,33 +1,64 @@
-"""`DeviceThread`: one batch at a time on a thread of its own, so that the loop goes on meanwhile.
+"""`DeviceThread`: one batch at a time for the device, beside a loop that does all the rest.
 
-Knows no torch: a device computes while the thread that started it waits, and so does the thread.
+The device gets the calling thread, the loop one of its own: a second thread that computes on the
+CPU would have a second team of threads, and the two wait for each other's cores. Knows no torch.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
 
 from halp_worker.batcher import Batch
 from halp_worker.extraction import Extraction
 
+SIGNAL_SECONDS: Final = 0.1
+"""How long a signal may wait: its handler runs on the main thread, which the system does not wake
+up for a signal that another thread got."""
+
+T = TypeVar("T")
+
 
 class DeviceThread:
-    """Context manager: on the way out, what runs is waited for."""
+    """`serve` is called by the device's thread; everything else by the loop."""
 
     def __init__(self, extract: Callable[[Batch[Any]], list[Extraction]]) -> None:
         self._extract = extract
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._batches: SimpleQueue[tuple[Batch[Any], Future[list[Extraction]]] | None]
+        self._batches = SimpleQueue()
         self._running: Future[list[Extraction]] | None = None
         self._started_ms = 0
 
-    def __enter__(self) -> DeviceThread:
-        return self
+    def serve(self, loop: Callable[[], T]) -> T:
+        """Runs the loop on a thread, and here what it starts. Ends with the loop, with what that
+        returns or raises."""
+        outcome: Future[T] = Future()
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=True)
+        def run() -> None:
+            try:
+                outcome.set_result(loop())
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                outcome.set_exception(error)
+            self._batches.put(None)
+
+        threading.Thread(target=run, name="loop", daemon=True).start()
+        while (started := self._next()) is not None:
+            batch, running = started
+            try:
+                running.set_result(self._extract(batch))
+            except BaseException as error:  # noqa: BLE001 - raised again by `finish`
+                running.set_exception(error)
+        return outcome.result()
+
+    def _next(self) -> tuple[Batch[Any], Future[list[Extraction]]] | None:
+        while True:
+            with suppress(Empty):
+                return self._batches.get(timeout=SIGNAL_SECONDS)
 
     @property
     def is_busy(self) -> bool:
@@ -45,8 +76,9 @@ class DeviceThread:
 
     def start(self, batch: Batch[Any]) -> None:
         """The batch before must have been finished."""
+        self._running = Future()
         self._started_ms = int(time.time() * 1000)
-        self._running = self._thread.submit(self._extract, batch)
+        self._batches.put((batch, self._running))
 
     def finish(self) -> list[Extraction]:
         """Waits for what runs, and gives it; nothing if nothing does. Raises what it raised."""

@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import redis
+import torch
 
 from halp_producer import server
+from halp_producer.job import Job
 from halp_store.layout import Layout
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.devices import resolve_device
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.images import ImageReader
-from halp_worker.model.inputs import InputBuilder
+from halp_worker.model.inputs import InputBuilder, Sample
 from halp_worker.model.layers import choose_layers, choose_positions, layout_of, provenance_of
 from halp_worker.model.loading import LoadedModel, load_model
 from halp_worker.model.memory import token_budget
@@ -77,10 +79,17 @@ def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model."""
     layout = layout_for(settings, loaded)
     inputs = input_builder(loaded, layout.positions, settings.image_root, settings.allow_urls)
+
+    def prepare(job: Job) -> Sample:
+        # On one of several threads: more threads for each of them would only disturb the model's.
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+        return inputs.prepare(job)
+
     return Engine(
         layout=layout,
         provenance=provenance_of(loaded, settings.batch_size),
-        prepare=inputs.prepare,
+        prepare=prepare,
         extractor=Extractor(loaded, layout),
         device=str(loaded.device),
         budget=token_budget(loaded.model),

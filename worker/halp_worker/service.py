@@ -1,7 +1,7 @@
 """`Service`: the worker's loop. read -> batch -> extract -> write -> acknowledge.
 
-Knows the order of things and nothing of how they are done. The device has a thread of its own:
-while it runs a batch, the loop writes and acknowledges the one before and lets prepare the next.
+Knows the order of things and nothing of how they are done. The loop has a thread beside the
+device's: while a batch runs, it writes and acknowledges the one before and lets prepare the next.
 """
 
 from __future__ import annotations
@@ -100,25 +100,28 @@ class Service:
         self._stopping.set()
 
     def run(self) -> Tally:
-        """Raises FatalError or StoreError; nothing that is not in the store is acknowledged."""
+        """Batches run on the calling thread. Raises FatalError or StoreError; nothing that is not
+        in the store is acknowledged."""
+        return self._device.serve(self._loop)
+
+    def _loop(self) -> Tally:
         self.state = "running"
-        with self._device:
-            while not self.stopping:
-                fetched = self._fetch()
-                self._admit(fetched)
-                if not (self._device.is_busy and self._batcher.free_slots):
-                    self._extract(self._next_batch())
-                if self._suspects and not len(self._batcher):
-                    self._extract_alone()
-                is_idle = not (fetched or self._suspects or len(self._batcher))
-                is_idle = is_idle and self._device.is_empty
-                if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
-                    self._commit()
-                if is_idle and self._until_empty and self._consumer.remaining() == 0:
-                    break
-            self.state = "stopping"
-            self.release()
-            self._collect(self._device.finish())
+        while not self.stopping:
+            fetched = self._fetch()
+            self._admit(fetched)
+            if not (self._device.is_busy and self._batcher.free_slots):
+                self._extract_next()
+            if self._suspects and not len(self._batcher):
+                self._extract_alone()
+            has_something = fetched or self._suspects or len(self._batcher)
+            is_idle = not has_something and self._device.is_empty
+            if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
+                self._commit()
+            if is_idle and self._until_empty and self._consumer.remaining() == 0:
+                break
+        self.state = "stopping"
+        self.release()
+        self._collect(self._device.finish())
         self._commit()
         self._consumer.leave()
         self.state = STOPPED
@@ -192,20 +195,20 @@ class Service:
 
     # -- batch, extract --------------------------------------------------------------------
 
-    def _next_batch(self) -> Batch[Any] | None:
-        with self._metrics.stage("prepare_wait"):
-            taken = self._batcher.take()
-        self._settle_all(taken.fates)
-        return taken.batch
+    def _extract_next(self) -> None:
+        """Once the device has finished its batch the next one starts; then that one is collected.
 
-    def _extract(self, batch: Batch[Any] | None) -> None:
-        """Starts the batch once the device has finished the one before, and collects that one."""
+        Until then what is prepared stays in the batcher, where a stop finds it.
+        """
         with self._metrics.stage("extract_wait"):
             finished = self._device.finish()
-        if batch is not None and self.stopping:
-            self._release(batch.keys)
-        elif batch is not None and (ours := self._still_ours(batch)):
+        with self._metrics.stage("prepare_wait"):
+            taken = self._batcher.take()
+        if taken.batch is not None and self.stopping:
+            self._release(taken.batch.keys)
+        elif taken.batch is not None and (ours := self._still_ours(taken.batch)):
             self._device.start(ours)
+        self._settle_all(taken.fates)
         self._collect(finished)
 
     def _extract_alone(self) -> None:
@@ -214,7 +217,7 @@ class Service:
         self._commit()
         with suppress(IndexError):  # all of them were released meanwhile
             self._start([self._suspects.popleft()])
-        self._extract(self._next_batch())
+        self._extract_next()
         self._collect(self._device.finish())
 
     def _still_ours(self, batch: Batch[Any]) -> Batch[Any] | None:

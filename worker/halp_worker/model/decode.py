@@ -17,6 +17,10 @@ GRAPH_STEPS: Final = 16
 """A graph is captured for at least so many steps: it costs about as much as two without."""
 
 
+LEAVING: Final = 2
+"""Rows that have ended leave once only one in so many goes on: those that stay are copied."""
+
+
 def decode(
     model: Any,
     rows: KeyValueRows,
@@ -31,8 +35,8 @@ def decode(
     Returns (B, max_new_tokens) int64 on the device. What follows a row's stop token is no part of
     its answer.
 
-    A row that has ended leaves once half of the rows have. Whether one has is looked at one step
-    late, so that the device has the next step before the host waits for the one before.
+    Whether a row has ended is looked at one step late on CUDA, so that the device has the next step
+    before the host waits for the one before.
     """
     answers = tokens.new_zeros(len(tokens), max_new_tokens)
     answers[:, 0] = tokens
@@ -48,7 +52,7 @@ def decode(
         going_on = [row for row, has_ended in enumerate(flags.read(ended)) if not has_ended]
         if not going_on:
             break
-        if 2 * len(going_on) <= len(rows):
+        if LEAVING * len(going_on) <= len(rows):
             kept = torch.tensor(going_on, device=tokens.device)
             tokens, positions, column = step.state()
             del step  # and with it what holds the rows' buffers

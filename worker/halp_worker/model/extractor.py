@@ -64,13 +64,10 @@ class Extractor:
             raise fault from error
         return self._to_rows(batch.samples, states, self._answers(generated))
 
+    @torch.inference_mode()
     def run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
         """What was captured, and the new tokens of each sample: all that is on the device is in
         this frame and those below it. Raises what torch raises."""
-        with torch.inference_mode(), self._loaded.as_current_device():
-            return self._run(samples)
-
-    def _run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
         model, generation = self._loaded.model, self._loaded.generation
         chunks = plan_chunks(samples, CHUNK_TOKENS)
         order = [row for chunk in chunks for row in chunk.rows]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -62,11 +62,6 @@ class LoadedModel:
     dtype: Dtype
     device: torch.device
 
-    def as_current_device(self) -> AbstractContextManager[Any]:
-        """What names no device is on the model's; each thread has to say so for itself."""
-        is_cuda = self.device.type == "cuda"
-        return torch.cuda.device(self.device) if is_cuda else nullcontext()
-
     @property
     def n_layers(self) -> int:
         return int(self.model.config.get_text_config().num_hidden_layers)
@@ -85,13 +80,14 @@ class LoadedModel:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes CUDA, else MPS, else CPU. Raises FatalError for a device that is not there."""
+    """`auto` takes CUDA, else MPS, else CPU; `cuda` is the first GPU. Raises FatalError for a
+    device that is not there."""
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
-        chosen = torch.device(device)
+        # With its number: torch's calls that choose a GPU want one.
+        chosen = torch.device("cuda:0" if device == "cuda" else device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from halp_worker.fates import FatalError
 from halp_worker.model.parts import decoder_devices
 
 CHUNK_TOKENS: Final = 16_384
@@ -14,7 +15,7 @@ CHUNK_TOKENS: Final = 16_384
 2 GB for the 7B model."""
 
 HOST_BYTES: Final = 2 << 30
-"""Where the CPU is the device: other processes need its memory too."""
+"""For keys and values where the CPU is the device: other processes need its memory too."""
 
 SHARE: Final = 0.9
 """Of the memory that is free: the allocator's blocks do not fit without gaps."""
@@ -28,8 +29,10 @@ def token_budget(model: Any) -> int:
     token_bytes = layer_token_bytes(model)
     budgets = []
     for device, count in Counter(decoder_devices(model)).items():
-        left = SHARE * free_bytes(device) - chunk_bytes(model, count)
-        budgets.append(int(left // (token_bytes * count)))
+        room = HOST_BYTES
+        if device.type != "cpu":
+            room = int(SHARE * free_bytes(device)) - chunk_bytes(model, count)
+        budgets.append(room // (token_bytes * count))
     return max(1, min(budgets))
 
 
@@ -61,5 +64,5 @@ def free_bytes(device: torch.device) -> int:
             return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         case "mps":
             return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        case _:
-            return HOST_BYTES
+        case other:
+            raise FatalError(f"--device {other}: no way to tell how much of its memory is free")
