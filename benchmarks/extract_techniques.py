@@ -33,7 +33,7 @@ from halp_producer.job import Job
 from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
 from halp_worker.launch import input_builder
-from halp_worker.model import decode, segments
+from halp_worker.model import decode
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.inputs import PreparedImage, Sample
 from halp_worker.model.layers import choose_layers, choose_positions, layout_of
@@ -50,18 +50,21 @@ Run = Callable[[], None]
 class Bench:
     """A model, its samples in order of their images, and the two runs of each technique."""
 
-    def __init__(self, loaded: LoadedModel, inputs: Inputs) -> None:
+    def __init__(self, loaded: LoadedModel, inputs: Inputs, mixed: Sequence[Inputs]) -> None:
         self.loaded = loaded
         layers = choose_layers("auto", loaded.n_layers)
         self.layout = layout_of(loaded, layers, choose_positions(()))
         self.builder = input_builder(loaded, self.layout.positions, inputs.images, False)
-        self.jobs = [
-            Job(
-                question_id=one.question_id, image=one.image, question=one.question, ground_truth=""
-            )
-            for one in inputs.questions
+        # Holds no image from one run to the next.
+        self.other_builder = input_builder(loaded, self.layout.positions, inputs.images, False)
+        self.jobs = jobs_of(inputs)
+        self.samples = self._prepared(inputs)
+        self.mixed = [
+            sample for pair in zip(*map(self._prepared, mixed), strict=True) for sample in pair
         ]
-        self.samples = [self.builder.prepare(job) for job in self.jobs]
+
+    def _prepared(self, inputs: Inputs) -> list[Sample]:
+        return [self.builder.prepare(job) for job in jobs_of(inputs)]
 
     def extract(self, samples: Sequence[Sample], **generation: Any) -> None:
         changed = dataclasses.replace(self.loaded.generation, **generation)
@@ -77,10 +80,10 @@ class Bench:
             for number, one in enumerate(self.samples)
         ]
 
-    def padded_prefill(self) -> None:
+    def padded_prefill(self, samples: Sequence[Sample]) -> None:
         """One forward of a left-padded batch, as `generate` begins."""
-        for start in range(0, len(self.samples), BATCH):
-            batch = self.samples[start : start + BATCH]
+        for start in range(0, len(samples), BATCH):
+            batch = samples[start : start + BATCH]
             width = max(one.prompt_tokens for one in batch)
             ids = torch.zeros(len(batch), width, dtype=torch.int64)
             mask = torch.zeros_like(ids)
@@ -114,6 +117,13 @@ class Bench:
         return (*often[:1], statistics.multimode([answer[5] for answer in answers])[0])
 
 
+def jobs_of(inputs: Inputs) -> list[Job]:
+    return [
+        Job(question_id=one.question_id, image=one.image, question=one.question, ground_truth="")
+        for one in inputs.questions
+    ]
+
+
 @contextmanager
 def changed(module: Any, name: str, value: Any) -> Iterator[None]:
     original = getattr(module, name)
@@ -141,11 +151,18 @@ def techniques(bench: Bench) -> Iterator[tuple[str, str, Run, Run]]:
         lambda: bench.extract(samples),
         lambda: bench.extract(apart),
     )
+    for what, some in (("as these", apart), ("of 15 and 240 tokens, mixed", bench.mixed)):
+        yield (
+            f"side by side, no padding; images {what}",
+            "prefill of a padded batch; images not shared in both",
+            lambda some=some: bench.extract(some, max_new_tokens=0),  # type: ignore[misc]
+            lambda some=some: bench.padded_prefill(some),  # type: ignore[misc]
+        )
     yield (
-        "prefixes and questions side by side, no padding",
-        "prefill of a padded batch; images not shared in both",
-        lambda: bench.extract(apart, max_new_tokens=0),
-        bench.padded_prefill,
+        "images of about one size together; 15 and 240 tokens, mixed",
+        "in order of arrival",
+        lambda: bench.extract(sorted(bench.mixed, key=lambda one: one.prefix_tokens)),
+        lambda: bench.extract(bench.mixed),
     )
     images = bench.images()
     yield (
@@ -160,12 +177,6 @@ def techniques(bench: Bench) -> Iterator[tuple[str, str, Run, Run]]:
         "a call of attention for each window",
         lambda: bench.encode(large),
         lambda: library(bench, lambda: bench.encode(large)),
-    )
-    yield (
-        "sequences of about equal length together",
-        "only those of equal length",
-        lambda: bench.extract(samples, max_new_tokens=0),
-        without(segments, "PADDED", 1.0, lambda: bench.extract(samples, max_new_tokens=0)),
     )
     stops = {"stop_tokens": bench.spread_stops(), "max_new_tokens": 48}
     yield (
@@ -186,14 +197,6 @@ def techniques(bench: Bench) -> Iterator[tuple[str, str, Run, Run]]:
         lambda: bench.extract(samples, max_new_tokens=0),
         lambda: bench.extract(samples),
     )
-    # Last: its second team of threads disturbs whatever comes after it.
-    beside = ThreadPoolExecutor(1)
-    yield (
-        "the device's work on the thread that loaded the model",
-        "on another thread",
-        lambda: bench.extract(samples),
-        lambda: beside.submit(bench.extract, samples).result(),
-    )
 
 
 def library(bench: Bench, run: Run) -> None:
@@ -209,17 +212,31 @@ def large_image(like: PreparedImage) -> PreparedImage:
 
 
 def prepare(bench: Bench, *, keep: bool) -> None:
-    held = []
+    """keep: the images of earlier jobs are still there, as they are in a worker."""
+    held: list[Sample] = []
     for job in bench.jobs:
-        one = bench.builder.prepare(job)
-        if keep:
-            held.append(one)
+        if not keep:
+            held.clear()
+        held.append(bench.other_builder.prepare(job))
 
 
 def seconds(run: Run) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
+
+
+def show(
+    bench: Bench, technique: str, instead: str, used: Sequence[float], lacking: Sequence[float]
+) -> None:
+    with_it, without_it = (
+        1000 * statistics.median(one[1:]) / len(bench.samples) for one in (used, lacking)
+    )
+    print(
+        f"| {technique} | {with_it:.2f} | {without_it:.2f} | {without_it / with_it:.2f} "
+        f"| {instead} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -230,29 +247,44 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        shape = SHAPES["small"]
+        shape = dataclasses.replace(SHAPES["small"], max_image_tokens=300)
         loaded = load_shape(shape, Path(name), "cpu", "bfloat16", {})
-        inputs = make_inputs(
-            Path(name),
-            options.samples,
-            shape.sizes,
-            seed=0,
-            name="question",
-            count_tokens=lambda text: len(loaded.processor.tokenizer(text)["input_ids"]),
-            shuffled=False,
+
+        def inputs(kind: str, samples: int, image_tokens: int) -> Inputs:
+            return make_inputs(
+                Path(name),
+                samples,
+                dataclasses.replace(shape.sizes, image_tokens=image_tokens),
+                seed=0,
+                name=kind,
+                count_tokens=lambda text: len(loaded.processor.tokenizer(text)["input_ids"]),
+                shuffled=False,
+            )
+
+        half = options.samples // 2
+        bench = Bench(
+            loaded,
+            inputs("question", options.samples, shape.sizes.image_tokens),
+            [inputs("small", half, 15), inputs("large", half, 240)],
         )
-        bench = Bench(loaded, inputs)
         print(f"{len(bench.samples)} questions on {len(bench.images())} images, ms a question\n")
         print("| technique | with | without | gain | without it |\n|---|---|---|---|---|")
+        repeats = range(options.repeats + 1)  # the first warms up
         for technique, instead, with_it, without_it in techniques(bench):
-            pairs = [(seconds(with_it), seconds(without_it)) for _ in range(options.repeats + 1)]
-            used, lacking = (statistics.median(one) for one in zip(*pairs[1:], strict=True))
-            count = len(bench.samples)
-            print(
-                f"| {technique} | {1000 * used / count:.2f} | {1000 * lacking / count:.2f} "
-                f"| {lacking / used:.2f} | {instead} |",
-                flush=True,
-            )
+            pairs = [(seconds(with_it), seconds(without_it)) for _ in repeats]
+            show(bench, technique, instead, *zip(*pairs, strict=True))
+        # Not in turns: once there is a second team of threads it disturbs the first one too.
+        used = [seconds(lambda: bench.extract(bench.samples)) for _ in repeats]
+        with ThreadPoolExecutor(1) as beside:
+            other = lambda: beside.submit(bench.extract, bench.samples).result()  # noqa: E731
+            lacking = [seconds(other) for _ in repeats]
+        show(
+            bench,
+            "the device's work on the thread that loaded the model",
+            "on another",
+            used,
+            lacking,
+        )
         load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
         print(f"\nLoad average at the end: {load}.", file=sys.stderr)
 

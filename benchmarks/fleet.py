@@ -1,6 +1,6 @@
 """How fast whole workers are: alone, together, waiting for a device, before a long queue.
 
-    python benchmarks/fleet.py [--part rows|many|sleep|backlog] [--server PATH] [--folder DIR]
+    python benchmarks/fleet.py [--part rows|many|device|sleep|backlog] [--server PATH]
 
 Starts a server of its own (AOF, everysec) and real worker processes; only the model is a stand-in
 (tests/fleet/stand_in.py). All workers have joined before the first job comes, so that their start
@@ -53,6 +53,8 @@ LEASE_SECONDS: Final = 600
 BATCH: Final = 32
 FLUSH: Final = 64
 BATCH_MS: Final = 50
+DEVICE_BATCH: Final = 64
+DEVICE_ROWS: Final = 20
 SLEEPERS: Final = 32
 SLEEP_FLUSH: Final = ("--flush-rows", "256", "--flush-seconds", "10")
 BACKLOG: Final = 1_000_000
@@ -367,6 +369,30 @@ def many_part(bench: Bench, jobs: int = 8192) -> None:
     )
 
 
+# -- device: what queue and store take of a device that does 20 rows a second ------------------
+
+
+def device_part(bench: Bench, batches_done: int = 20) -> None:
+    jobs, seconds = DEVICE_BATCH * batches_done, DEVICE_BATCH / DEVICE_ROWS
+    say(f"device: {jobs:,} rows of the 7B model's size, {DEVICE_ROWS} a second")
+    options = ("--large", "--batch-size", str(DEVICE_BATCH), "--batch-ms", f"{1000 * seconds:.0f}")
+    worker = bench.drain("device", 1, jobs, *options)
+    writer = writer_alone(bench.folder / "writer.zarr", jobs)
+    # The last batch cannot be written while another one runs.
+    busy = batches_done * seconds
+    cost, target = (worker.seconds - busy) / busy, 0.03
+    table(
+        ["", "", f"of the target ({target:.0%})"],
+        [
+            ["the device's own time", f"{busy:.1f} s", ""],
+            ["until all is acknowledged", f"{worker.seconds:.1f} s", ""],
+            ["queue and store, beside it", f"{cost:.2%}", against(cost, target)],
+            ["`StoreWriter` alone, if it came after each batch", f"{DEVICE_ROWS / writer:.2%}", ""],
+            ["processors, of one", f"{worker.workers_cpu / worker.seconds:.1%}", ""],
+        ],
+    )
+
+
 # -- sleep: a device that takes 50 ms a job --------------------------------------------------
 
 
@@ -492,6 +518,7 @@ def working_mib(bench: Bench, keys: RunKeys, jobs: int, *options: str) -> float:
 PARTS: Final = {
     "rows": rows_part,
     "many": many_part,
+    "device": device_part,
     "sleep": sleep_part,
     "backlog": backlog_part,
 }

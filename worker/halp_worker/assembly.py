@@ -42,7 +42,7 @@ class Engine:
 
     prepare: a job's inputs, called on threads; raises Rejected or Retryable.
     device: for people.
-    budget, tokens_of: see `Batcher`.
+    budget, tokens_of, size_of: see `Batcher`.
     """
 
     layout: Layout
@@ -52,6 +52,7 @@ class Engine:
     device: str
     budget: int | None = None
     tokens_of: Callable[[Any], int] = lambda _: 1
+    size_of: Callable[[Any], int] = lambda _: 0
 
 
 def worker_name() -> str:
@@ -98,7 +99,11 @@ def serve(
     port = settings.metrics_port
     endpoint = nullcontext() if port is None else metrics.serve(settings.metrics_host, port)
     batcher = Batcher(
-        engine.prepare, settings.batch_size, budget=engine.budget, tokens_of=engine.tokens_of
+        engine.prepare,
+        settings.batch_size,
+        budget=engine.budget,
+        tokens_of=engine.tokens_of,
+        size_of=engine.size_of,
     )
     with batcher, endpoint:
         service = Service(

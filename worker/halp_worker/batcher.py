@@ -1,8 +1,8 @@
-"""`Batcher`: jobs in, prepared batches out, first come first served.
+"""`Batcher`: jobs in, prepared batches out, those of about one size together.
 
 Jobs are prepared on threads while the model works on the batch before. Knows nothing of torch or
-the server: what `prepare` returns is passed on as it is. Padding is no concern here: the model's
-passes have none, whatever lies side by side in a batch.
+the server: what `prepare` returns is passed on as it is. A batch is chosen from what is prepared,
+never waited for; the oldest job is in each, and none is passed over more than `PATIENCE` times.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from halp_worker.fates import FatalError, Fate, Reason, Rejected, Retryable, Set
 
 PREPARED_BATCHES: Final = 2
 """One in the model's hands next, one being prepared: more only holds jobs from other workers."""
+
+PATIENCE: Final = 2
+"""How many batches may go before a job that came earlier."""
 
 PREPARE_THREADS: Final = 4
 """Decoding and resizing release the interpreter; four keep ahead of a fast device."""
@@ -54,12 +57,22 @@ class Taken(Generic[S]):
     fates: tuple[tuple[RowKey, Fate], ...]
 
 
+@dataclass
+class _Ready(Generic[S]):
+    """passed: how many batches were chosen without it."""
+
+    key: RowKey
+    sample: S
+    passed: int = 0
+
+
 class Batcher(Generic[S]):
     """Context manager: its threads end with it. `drain` may be called from another thread.
 
     batch_size: most jobs in a batch. budget: most tokens, counted as jobs times the tokens of the
     largest, for they all get as much room; None, no bound. A single job always is a batch.
-    tokens_of: of a sample.
+    tokens_of: of a sample. size_of: what should be about the same within a batch; equal for samples
+    that have work in common.
     """
 
     def __init__(
@@ -69,12 +82,14 @@ class Batcher(Generic[S]):
         *,
         budget: int | None = None,
         tokens_of: Callable[[S], int] = lambda _: 1,
+        size_of: Callable[[S], int] = lambda _: 0,
     ) -> None:
         self._prepare = prepare
         self._batch_size = batch_size
-        self._tokens_of = tokens_of
+        self._tokens_of, self._size_of = tokens_of, size_of
         self.budget = budget
         self._queue: deque[tuple[RowKey, Future[S]]] = deque()
+        self._ready: list[_Ready[S]] = []
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
 
@@ -86,12 +101,12 @@ class Batcher(Generic[S]):
 
     def __len__(self) -> int:
         """Jobs submitted and not yet taken."""
-        return len(self._queue)
+        return len(self._queue) + len(self._ready)
 
     @property
     def free_slots(self) -> int:
         """How many jobs may be submitted now."""
-        return max(0, PREPARED_BATCHES * self._batch_size - len(self._queue))
+        return max(0, PREPARED_BATCHES * self._batch_size - len(self))
 
     def lower(self, batch: Batch[S]) -> None:
         """This one did not fit the device: none has more than half of its tokens from now on."""
@@ -106,50 +121,67 @@ class Batcher(Generic[S]):
     def drain(self) -> list[RowKey]:
         """Gives up all that was submitted and not taken; returns whose it is."""
         with self._lock:
-            given_up = list(self._queue)
+            given_up, ready = list(self._queue), self._ready
             self._queue.clear()
+            self._ready = []
         for _, future in given_up:
             future.cancel()
-        return [key for key, _ in given_up]
+        return [*(one.key for one in ready), *(key for key, _ in given_up)]
 
     def take(self) -> Taken[S]:
-        """Waits until the next batch is prepared. Jobs that failed do not count towards its size.
+        """Waits until as many as a batch has are prepared. Jobs that failed do not count.
 
         Raises FatalError where `prepare` does; whatever else it raises is that job's own fate.
         """
-        keys: list[RowKey] = []
-        samples: list[S] = []
         fates: list[tuple[RowKey, Fate]] = []
-        tokens = 0  # of the largest sample so far
-        while len(samples) < self._batch_size and (first := self._first()) is not None:
+        while (first := self._first()) is not None:
             key, future = first
             try:
-                sample = future.result()
+                ready = _Ready(key, future.result())
             except Rejected as rejected:
                 fates.append((key, rejected.rejection))
-                continue
             except Retryable as failed:
                 fates.append((key, failed.setback))
-                continue
             except FatalError:
                 raise
             except Exception as error:  # noqa: BLE001 - of one job, whatever it is: it is tried again
                 fates.append((key, Setback.of(Reason.PREPARATION_FAILED, error)))
-                continue
-            tokens = max(tokens, self._tokens_of(sample))
-            budget = self.budget
-            if samples and budget is not None and (len(samples) + 1) * tokens > budget:
-                self._put_back(first)
-                break
-            samples.append(sample)
-            keys.append(key)
-        batch = Batch(tuple(keys), tuple(samples)) if samples else None
-        return Taken(batch, tuple(fates))
+            else:
+                with self._lock:
+                    self._ready.append(ready)
+        with self._lock:
+            chosen = self._choose()
+        keys, samples = tuple(one.key for one in chosen), tuple(one.sample for one in chosen)
+        return Taken(Batch(keys, samples) if chosen else None, tuple(fates))
 
     def _first(self) -> tuple[RowKey, Future[S]] | None:
+        """The next to be made ready: what a batch still lacks, and what is prepared anyway."""
         with self._lock:
-            return self._queue.popleft() if self._queue else None
+            if not self._queue:
+                return None
+            is_needed = len(self._ready) < self._batch_size
+            return self._queue.popleft() if is_needed or self._queue[0][1].done() else None
 
-    def _put_back(self, first: tuple[RowKey, Future[S]]) -> None:
-        with self._lock:
-            self._queue.appendleft(first)
+    def _choose(self) -> list[_Ready[S]]:
+        """Takes a batch out of what is ready; in the order of arrival."""
+        if not self._ready:
+            return []
+        size = self._size_of(self._ready[0].sample)
+        nearest = sorted(
+            self._ready,
+            key=lambda one: (one.passed < PATIENCE, abs(self._size_of(one.sample) - size)),
+        )
+        chosen: list[_Ready[S]] = []
+        longest = 0
+        for one in nearest:
+            tokens = max(longest, self._tokens_of(one.sample))
+            has_room = self.budget is None or (len(chosen) + 1) * tokens <= self.budget
+            if len(chosen) < self._batch_size and (has_room or not chosen):
+                chosen.append(one)
+                longest = tokens
+        taken = {id(one) for one in chosen}
+        batch = [one for one in self._ready if id(one) in taken]
+        self._ready = [one for one in self._ready if id(one) not in taken]
+        for one in self._ready:
+            one.passed += 1
+        return batch

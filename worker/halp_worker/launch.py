@@ -94,6 +94,7 @@ def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
         device=str(loaded.device),
         budget=token_budget(loaded.model),
         tokens_of=lambda sample: sample.prompt_tokens + loaded.generation.max_new_tokens,
+        size_of=lambda sample: sample.prefix_tokens,
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, Literal
 
@@ -17,26 +16,6 @@ with suppress(ImportError):  # torch >= 2.10
     from torch.nn.attention.varlen import varlen_attn
 
 _VARLEN_OPTIONS: Final = inspect.signature(varlen_attn).parameters if varlen_attn else {}
-
-PADDED: Final = 1.5
-"""In a bucket the longest sequence has at most so many times the tokens of the shortest."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """n sequences of about equal length, to be laid out as rows that are padded at their ends.
-
-    tokens: their tokens, in the packed axis. places: where these are in the n * length of the rows,
-    None if that is all of them. source: what each place of the rows is filled with; padding with a
-    token of the same sequence. mask: (n, 1, 1, length) additive, over the padding; None if there is
-    none.
-    """
-
-    length: int
-    tokens: torch.Tensor
-    places: torch.Tensor | None
-    source: torch.Tensor
-    mask: torch.Tensor | None
 
 
 class Segments:
@@ -50,7 +29,7 @@ class Segments:
         self.starts = tuple(accumulate(self.lengths, initial=0))
         self.longest = max(self.lengths)
         self._bounds: dict[torch.device, torch.Tensor] = {}
-        self._buckets: dict[torch.device, list[Bucket]] = {}
+        self._tokens: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
 
     def bounds(self, device: torch.device) -> torch.Tensor:
         """`starts` as (N + 1,) int32."""
@@ -58,40 +37,17 @@ class Segments:
             self._bounds[device] = torch.tensor(self.starts, dtype=torch.int32, device=device)
         return self._bounds[device]
 
-    def buckets(self, like: torch.Tensor) -> list[Bucket]:
-        """All sequences, in as few buckets as bounded padding allows. like: device, and the mask's
-        dtype."""
-        if like.device not in self._buckets:
-            made = [self._bucket(some, like) for some in self._of_about_equal_length()]
-            self._buckets[like.device] = made
-        return self._buckets[like.device]
-
-    def _of_about_equal_length(self) -> Iterator[list[int]]:
-        order = sorted(range(len(self.lengths)), key=lambda one: -self.lengths[one])
-        bucket: list[int] = []
-        for one in order:
-            if bucket and self.lengths[one] * PADDED < self.lengths[bucket[0]]:
-                yield bucket
-                bucket = []
-            bucket.append(one)
-        yield bucket
-
-    def _bucket(self, some: list[int], like: torch.Tensor) -> Bucket:
-        some = sorted(some)
-        each = [self.lengths[one] for one in some]
-        starts = torch.tensor([self.starts[one] for one in some])[:, None]
-        length = max(each)
-        at = torch.arange(length)
-        is_own = at < torch.tensor(each)[:, None]
-        source = torch.where(is_own, starts + at, starts).flatten()
-        places, mask = None, None
-        if min(each) < length:
-            places = torch.arange(is_own.numel())[is_own.flatten()].to(like.device)
-            mask = torch.zeros(is_own.shape, dtype=like.dtype).masked_fill_(~is_own, float("-inf"))
-            mask = mask[:, None, None].to(like.device)
-        return Bucket(
-            length, source[is_own.flatten()].to(like.device), places, source.to(like.device), mask
-        )
+    def by_length(self, device: torch.device) -> list[tuple[int, torch.Tensor]]:
+        """For each length that occurs: it, and the tokens of its n sequences as (n * length,)."""
+        if device not in self._tokens:
+            starts: dict[int, list[int]] = {}
+            for start, length in zip(self.starts, self.lengths, strict=False):
+                starts.setdefault(length, []).append(start)
+            self._tokens[device] = [
+                (length, (torch.tensor(some)[:, None] + torch.arange(length)).flatten().to(device))
+                for length, some in starts.items()
+            ]
+        return self._tokens[device]
 
 
 def attention_kernel(device: torch.device, dtype: torch.dtype) -> Literal["varlen", "sdpa"]:
@@ -111,30 +67,20 @@ def attend(
     """Attention of each sequence to itself: query (S, H, d), key, value (S, Hkv, d) -> (S, H, d).
 
     Scores are scaled by d ** -0.5, as Qwen2.5-VL's are, vision encoder and decoder. One call of a
-    variable-length kernel where torch has one; else one call for each bucket. Only here are rows
-    padded, and only for attention: no linear layer sees that.
+    variable-length kernel where torch has one; else one call for each length that occurs.
     """
     if attention_kernel(query.device, query.dtype) == "varlen":
         return _attend_varlen(query, key, value, segments, causal=causal)
     output = torch.empty_like(query)
-    for bucket in segments.buckets(query):
+    for length, tokens in segments.by_length(query.device):
         rows = [
-            tensor.index_select(0, bucket.source).unflatten(0, (-1, bucket.length)).transpose(1, 2)
+            tensor.index_select(0, tokens).unflatten(0, (-1, length)).transpose(1, 2)
             for tensor in (query, key, value)
         ]
         attended = scaled_dot_product_attention(  # (n, heads, length, d)
-            rows[0],
-            rows[1],
-            rows[2],
-            # What pads the end of a row is behind all of its tokens: causal attention masks it.
-            attn_mask=None if causal else bucket.mask,
-            is_causal=causal,
-            enable_gqa=query.shape[1] != key.shape[1],
+            rows[0], rows[1], rows[2], is_causal=causal, enable_gqa=query.shape[1] != key.shape[1]
         )
-        attended = attended.transpose(1, 2).flatten(0, 1)
-        if bucket.places is not None:
-            attended = attended.index_select(0, bucket.places)
-        output.index_copy_(0, bucket.tokens, attended)
+        output.index_copy_(0, tokens, attended.transpose(1, 2).flatten(0, 1))
     return output
 
 
