@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 
 from halp_producer import RunKeys
@@ -164,6 +165,22 @@ def test_a_stop_reaches_the_rank_that_has_the_queue_and_spares_the_others(
     status = commands.status()
     assert status["in_flight"] == 0, errors
     assert status["done"] == len(open_store(commands.store)) < len(dataset(scene)), errors
+
+
+def test_a_rank_that_dies_ends_its_worker_and_loses_nothing(commands, scene, wait_until):
+    """SIGKILL to the process that only helps: the others end too, and another worker goes on."""
+    commands.enqueue()
+    options = ("--batch-size", "1", "--flush-rows", "1", "--lease-seconds", "2")
+    doomed = commands.worker(*options, launcher=TORCHRUN, device="auto")
+    wait_until(lambda: commands.status()["done"] >= 1, seconds=120)
+    for process in psutil.Process(doomed.pid).children(recursive=True):
+        if process.environ().get("RANK") == "1":
+            process.kill()
+    doomed.communicate(timeout=100)
+    assert doomed.returncode != 0
+    finish(commands.worker("--lease-seconds", "2"))
+    assert_equal_to_direct_extraction(open_store(commands.store), scene)
+    assert commands.status()["failed"] == 0
 
 
 def extracted_directly(scene, question_ids):

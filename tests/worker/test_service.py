@@ -365,6 +365,21 @@ def test_what_did_not_fit_bounds_what_comes_by_half_of_its_tokens():
         assert taken_sizes(batcher, sizes, batcher.budget) == [[10, 10, 10], [20], [10]]
 
 
+def test_fewer_jobs_are_at_hand_where_they_are_large():
+    """Host memory is bounded by tokens, whatever the batch size: photographs of 16,384 are."""
+    with Batcher(lambda job: job, 64, tokens_of=lambda _: 16_384) as batcher:
+        assert batcher.free_slots == 32, "the first ones are taken for rather large"
+        batcher.submit(deliver(*range(32)))
+        batcher.take()
+        assert batcher.free_slots == 8
+        batcher.submit(deliver(*range(100, 108)))
+        assert batcher.free_slots == 0
+    with Batcher(lambda job: job, 64, tokens_of=lambda _: 1000) as batcher:
+        batcher.submit(deliver(0))
+        batcher.take()
+        assert batcher.free_slots == 128
+
+
 def prepared(batcher):
     """Waits for the threads, so that there is something to choose from."""
     while not all(future.done() for _, future in batcher._queue):

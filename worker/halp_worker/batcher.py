@@ -22,6 +22,13 @@ from halp_worker.fates import FatalError, Fate, Reason, Rejected, Retryable, Set
 PREPARED_BATCHES: Final = 2
 """One in the model's hands next, one being prepared: more only holds jobs from other workers."""
 
+PREPARED_TOKENS: Final = 131_072
+"""What is at hand in host memory, about: a token of an image is 19 kB of pixels. Photographs as
+large as the published checkpoints allow are 16,384 tokens each."""
+
+UNKNOWN_TOKENS: Final = 4096
+"""What a job is taken for before the first batch."""
+
 PATIENCE: Final = 2
 """How many batches may go before a job that came earlier."""
 
@@ -90,6 +97,7 @@ class Batcher(Generic[S]):
         self.budget = budget
         self._queue: deque[tuple[RowKey, Future[S]]] = deque()
         self._ready: list[_Ready[S]] = []
+        self._largest = UNKNOWN_TOKENS
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
 
@@ -105,8 +113,9 @@ class Batcher(Generic[S]):
 
     @property
     def free_slots(self) -> int:
-        """How many jobs may be submitted now."""
-        return max(0, PREPARED_BATCHES * self._batch_size - len(self))
+        """How many jobs may be submitted now: fewer where the last ones were large."""
+        slots = min(PREPARED_BATCHES * self._batch_size, PREPARED_TOKENS // self._largest)
+        return max(0, max(1, slots) - len(self))
 
     def lower(self, batch: Batch[S]) -> None:
         """This one did not fit the device: none has more than half of its tokens from now on."""
@@ -166,6 +175,7 @@ class Batcher(Generic[S]):
         """Takes a batch out of what is ready; in the order of arrival."""
         if not self._ready:
             return []
+        self._largest = max(self._tokens_of(one.sample) for one in self._ready)
         size = self._size_of(self._ready[0].sample)
         nearest = sorted(
             self._ready,

@@ -228,6 +228,8 @@ def run(
                 metrics_host=metrics_host,
             )
         )
+    if tally is None:
+        return
     typer.echo(
         f"{tally.done} stored, {tally.already_stored} already in the store, {tally.failed} failed"
     )

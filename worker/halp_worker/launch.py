@@ -33,8 +33,11 @@ from halp_worker.settings import WorkerSettings
 log = logging.getLogger(__name__)
 
 
-def run_worker(settings: WorkerSettings) -> Tally:
-    """Runs until told to stop. Raises FatalError, StoreError or ServerError with a message."""
+def run_worker(settings: WorkerSettings) -> Tally | None:
+    """Runs until told to stop; None in a process that only helps the first rank.
+
+    Raises FatalError, StoreError or ServerError with a message.
+    """
     if rank_count() == 1:
         return _run_first(settings, None)
     ranks = Ranks()
@@ -42,7 +45,7 @@ def run_worker(settings: WorkerSettings) -> Tally:
         return _run_first(settings, ranks)
     loaded = load_model(settings.model, rank_count())
     ranks.follow(Extractor(loaded, layout_for(settings, loaded)).run)
-    return Tally()
+    return None
 
 
 def _run_first(settings: WorkerSettings, ranks: Ranks | None) -> Tally:

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from halp_producer.job import Job
 from halp_worker.batcher import Batch
 from halp_worker.extraction import Extraction
-from halp_worker.fates import FatalError
+from halp_worker.fates import DeviceBroken, FatalError
 from halp_worker.model.inputs import PreparedImage, Sample
 
 _IDLE: Final = timedelta(days=365)
@@ -93,6 +93,8 @@ class ShardedExtractor:
         self._ranks.send(batch.samples)
         try:
             return self._extractor.extract(batch)  # type: ignore[no-any-return]
+        except DeviceBroken:
+            raise
         except Exception as error:
             raise FatalError(
                 f"tensor parallelism: a batch failed and the ranks with it: {error}. Nothing of it "
