@@ -331,7 +331,7 @@ def test_the_budget_is_what_keys_and_values_take(bench, monkeypatch):
         layers * memory.layer_token_bytes(model)
     )
     published_7b = 28 * 2 * 4 * 128 * 2
-    assert memory.HOST_BYTES // published_7b > 20 * 1600, "on a CPU, too"
+    assert memory.HOST_BYTES // published_7b > 5 * 1600, "on a CPU, too"
 
 
 # -- more than one device ------------------------------------------------------------------------

@@ -14,8 +14,9 @@ CHUNK_TOKENS: Final = 16_384
 """Tokens in one prefill pass: enough to keep any card busy, and what they need meanwhile stays near
 2 GB for the 7B model."""
 
-HOST_BYTES: Final = 2 << 30
-"""For keys and values where the CPU is the device: other processes need its memory too."""
+HOST_BYTES: Final = 512 << 20
+"""For keys and values where the CPU is the device: other processes need its memory too, and a batch
+should end in minutes. Some 8 jobs of the 3B model, more of a small one."""
 
 SHARE: Final = 0.9
 """Of the memory that is free: the allocator's blocks do not fit without gaps."""
