@@ -34,7 +34,7 @@ IDLE_BLOCK_MS: Final = 500
 """How long one read waits for work: also how soon an idle worker notices a stop, and released or
 delayed jobs."""
 
-BUSY_BLOCK_MS: Final = 20
+BUSY_BLOCK_MS: Final = 50
 """How long one read waits for more work while the device runs: also how late its end is noticed
 where the stream has nothing."""
 
@@ -109,7 +109,8 @@ class Service:
         while not self.stopping:
             fetched = self._fetch()
             self._admit(fetched)
-            if not (self._device.is_busy and self._batcher.free_slots):
+            may_grow = self._batcher.free_slots and not self._suspects
+            if not (self._device.is_busy and may_grow):
                 self._extract_next()
             if self._suspects and not len(self._batcher):
                 self._extract_alone()
