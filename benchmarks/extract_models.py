@@ -169,10 +169,10 @@ def attention_of(model: Any) -> dict[str, str]:
 
 
 @contextmanager
-def library_attention(model: Any) -> Iterator[None]:
+def library_attention(model: Any, kind: str = "sdpa") -> Iterator[None]:
     """The library's own, for the ways that are not ours; the worker may have set another."""
     found = attention_of(model)
-    model.set_attn_implementation(dict.fromkeys(found, "sdpa"))
+    model.set_attn_implementation(dict.fromkeys(found, kind))
     try:
         yield
     finally:

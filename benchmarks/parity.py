@@ -17,7 +17,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import numpy as np
 import torch
 from extract_inputs import make_inputs
-from extract_models import SHAPES, attention_of, load_shape
+from extract_models import SHAPES, library_attention, load_shape
 
 from halp_producer.job import Job
 from halp_store.layout import Layout
@@ -57,16 +56,6 @@ class States:
         return columns
 
 
-@contextmanager
-def eager(model: Any) -> Any:
-    found = attention_of(model)
-    model.set_attn_implementation(dict.fromkeys(found, "eager"))
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(found)
-
-
 def fast(loaded: LoadedModel, layout: Layout, samples: Sequence[Sample]) -> States:
     found, answers = Extractor(loaded, layout).run(samples)
     return States(found.tokens, found.vision_only, found.vision_encoder, answers)
@@ -82,7 +71,7 @@ def single(loaded: LoadedModel, layout: Layout, samples: Sequence[Sample]) -> St
     def keep(module: Any, inputs: Any, output: Any) -> None:
         kept[:] = [output if isinstance(output, torch.Tensor) else output[0]]
 
-    with torch.inference_mode(), eager(model):
+    with torch.inference_mode(), library_attention(model, "eager"):
         for sample in samples:
             inputs = {
                 "input_ids": sample.input_ids[None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
@@ -44,7 +45,8 @@ def decode(
     ended = torch.isin(tokens, stop_tokens)
     left = torch.arange(len(tokens), device=tokens.device)  # whose answers the rows are
     flags = LateFlags(ended)
-    step = _step(model, rows, tokens, positions, rows.prompt_width, max_new_tokens - 1)
+    begin = Standing(tokens, positions, rows.prompt_width)
+    step = _step(model, rows, begin, max_new_tokens - 1)
     for count in range(1, max_new_tokens):
         tokens = step.run()
         answers[left, count] = tokens
@@ -54,15 +56,24 @@ def decode(
             break
         if LEAVING * len(going_on) <= len(rows):
             kept = torch.tensor(going_on, device=tokens.device)
-            tokens, positions, column = step.state()
+            at = step.standing()
             del step  # and with it what holds the rows' buffers
             rows.keep(going_on)
             left, ended = left[kept], ended[kept]
             flags = LateFlags(ended)
-            step = _step(
-                model, rows, tokens[kept], positions[kept], column, max_new_tokens - 1 - count
-            )
+            at = Standing(at.tokens[kept], at.positions[kept], at.column)
+            step = _step(model, rows, at, max_new_tokens - 1 - count)
     return answers
+
+
+@dataclass(frozen=True)
+class Standing:
+    """tokens: (B,) int64, the last of each answer so far. positions: (B,), theirs. column: where
+    their keys and values go."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    column: int
 
 
 class Step(Protocol):
@@ -71,26 +82,19 @@ class Step(Protocol):
     def run(self) -> torch.Tensor:
         """The (B,) next tokens; overwritten by the next call."""
 
-    def state(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """tokens, positions and column of the step that comes next."""
+    def standing(self) -> Standing:
+        """Where the next step begins."""
 
 
-def _step(
-    model: Any,
-    rows: KeyValueRows,
-    tokens: torch.Tensor,
-    positions: torch.Tensor,
-    column: int,
-    steps: int,
-) -> Step:
+def _step(model: Any, rows: KeyValueRows, at: Standing, steps: int) -> Step:
     if steps >= GRAPH_STEPS and _is_on_one_gpu(model):
         try:
-            return GraphStep(model, rows, tokens, positions, column)
+            return GraphStep(model, rows, at)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             log.warning("decoding without a captured graph: %s", str(error).splitlines()[0])
-    return EagerStep(model, rows, tokens, positions, column)
+    return EagerStep(model, rows, at)
 
 
 def _is_on_one_gpu(model: Any) -> bool:
@@ -101,17 +105,10 @@ def _is_on_one_gpu(model: Any) -> bool:
 class EagerStep:
     """Kernel by kernel."""
 
-    def __init__(
-        self,
-        model: Any,
-        rows: KeyValueRows,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        column: int,
-    ) -> None:
+    def __init__(self, model: Any, rows: KeyValueRows, at: Standing) -> None:
         self._model = model
-        self._tokens, self._positions = tokens, positions
-        self._pass = DecodePass(rows, column)
+        self._tokens, self._positions = at.tokens, at.positions
+        self._pass = DecodePass(rows, at.column)
 
     def run(self) -> torch.Tensor:
         states = _states(self._model, self._tokens, self._positions, self._pass)
@@ -120,26 +117,19 @@ class EagerStep:
         self._pass.column += 1
         return self._tokens
 
-    def state(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        return self._tokens, self._positions, self._pass.column
+    def standing(self) -> Standing:
+        return Standing(self._tokens, self._positions, self._pass.column)
 
 
 class GraphStep:
     """All kernels of a step as one CUDA graph. Raises RuntimeError where it cannot be captured, or
     does not do what it did before it was."""
 
-    def __init__(
-        self,
-        model: Any,
-        rows: KeyValueRows,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        column: int,
-    ) -> None:
+    def __init__(self, model: Any, rows: KeyValueRows, at: Standing) -> None:
         self._model = model
-        self._tokens, self._positions = tokens.clone(), positions.clone()
-        self._column = torch.tensor([column], device=tokens.device)
-        self._next_column = column
+        self._tokens, self._positions = at.tokens.clone(), at.positions.clone()
+        self._column = torch.tensor([at.column], device=at.tokens.device)
+        self._next_column = at.column
         like = model.get_input_embeddings().weight
         self._pass = StaticDecodePass(rows, self._column, like)
         start = (self._tokens, self._positions, self._column)
@@ -178,8 +168,8 @@ class GraphStep:
         self._next_column += 1
         return self._tokens
 
-    def state(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        return self._tokens, self._positions, self._next_column
+    def standing(self) -> Standing:
+        return Standing(self._tokens, self._positions, self._next_column)
 
 
 def _states(
