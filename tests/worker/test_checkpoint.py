@@ -85,6 +85,16 @@ def test_the_checkpoints_sampling_and_penalty_do_not_reach_an_answer(bench, chec
     assert answers != generated(repetition_penalty=stored["repetition_penalty"])
 
 
+def test_sliding_windows_are_refused_at_load(checkpoint, tmp_path):
+    """No published checkpoint has them; computed as full attention they would be wrong."""
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FatalError, match="only full attention"):
+        load(copy)
+
+
 def test_the_same_folder_elsewhere_is_the_same_model(checkpoint, tmp_path):
     """A folder's identity is what is in it, not where it is mounted."""
     copy = shutil.copytree(checkpoint, tmp_path / "copy")

@@ -147,6 +147,12 @@ def _load_config(settings: ModelSettings) -> Any:
             f"model {settings.model}: expected a Qwen2.5-VL checkpoint (model_type "
             f"{MODEL_TYPE}), got {config.model_type}"
         )
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        raise FatalError(
+            f"model {settings.model}: its layers have {', '.join(sorted(kinds))}; only full "
+            "attention is supported, as in all published Qwen2.5-VL"
+        )
     return config
 
 
