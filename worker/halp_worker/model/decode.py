@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from halp_worker.model.parts import is_sharded, next_tokens, run_decoder
+from halp_worker.model.parts import next_tokens, run_decoder, shard_count
 from halp_worker.model.passes import DecodePass, KeyValueRows, StaticDecodePass
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def _step(model: Any, rows: KeyValueRows, at: Standing, steps: int) -> Step:
 
 def _is_on_one_gpu(model: Any) -> bool:
     devices = {parameter.device for parameter in model.parameters()}
-    return len(devices) == 1 and devices.pop().type == "cuda" and not is_sharded(model)
+    return len(devices) == 1 and devices.pop().type == "cuda" and shard_count(model) == 1
 
 
 class EagerStep:

@@ -13,7 +13,7 @@ from halp_store.layout import DEFAULT_POSITIONS, Layout
 from halp_worker.fates import FatalError
 from halp_worker.model.inputs import render, user_turn
 from halp_worker.model.loading import LoadedModel
-from halp_worker.model.parts import decoder_devices, is_sharded
+from halp_worker.model.parts import decoder_devices, shard_count
 from halp_worker.model.positions import POSITIONS
 from halp_worker.model.segments import attention_kernel
 
@@ -77,7 +77,7 @@ def provenance_of(loaded: LoadedModel, batch_size: int) -> dict[str, Any]:
         "attention": attention_kernel(loaded.device, loaded.model.dtype),
         "batch_size": batch_size,
         "devices": dict(Counter(map(str, decoder_devices(loaded.model)))),
-        "tensor_parallel": loaded.model.tp_size if is_sharded(loaded.model) else 1,
+        "tensor_parallel": shard_count(loaded.model),
     }
 
 

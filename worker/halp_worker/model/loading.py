@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 from halp_worker.fates import DeviceBroken, DeviceOutOfMemory, FatalError
 from halp_worker.model.attention import use_own_attention
 from halp_worker.model.faults import as_fault
+from halp_worker.model.parts import shard_count
 from halp_worker.model.versions import check_transformers
 from halp_worker.settings import Dtype, ModelSettings
 
@@ -223,9 +224,9 @@ def _shards(settings: ModelSettings, config: Any, ranks: int) -> Any:
 
 
 def _require_placed(name: str, model: Any, ranks: int) -> None:
-    """A device map puts what has no room on the GPUs on the host or the disk, a hundred times
-    slower."""
-    if ranks > 1 and getattr(model, "tp_size", None) != ranks:
+    """Without `torchrun`'s variables transformers loads the whole model; a device map puts what has
+    no room on the GPUs on the host or the disk, a hundred times slower."""
+    if shard_count(model) != ranks:
         raise FatalError(f"model {name}: was not split over {ranks} processes")
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if len(places) > 1 and places & {"cpu", "disk"}:

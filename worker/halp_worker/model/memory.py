@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from halp_worker.fates import FatalError
-from halp_worker.model.parts import decoder_devices
+from halp_worker.model.parts import decoder_devices, shard_count
 
 CHUNK_TOKENS: Final = 16_384
 """Tokens in one prefill pass: enough to keep any card busy, and what they need meanwhile stays near
@@ -40,7 +40,7 @@ def token_budget(model: Any) -> int:
 def layer_token_bytes(model: Any) -> int:
     """Of one token's key and value in one layer."""
     text = model.config.get_text_config()
-    heads = text.num_key_value_heads // (getattr(model, "tp_size", None) or 1)
+    heads = text.num_key_value_heads // shard_count(model)
     head_size = text.hidden_size // text.num_attention_heads
     return int(2 * heads * head_size * model.dtype.itemsize)
 

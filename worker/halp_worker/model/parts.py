@@ -66,6 +66,6 @@ def next_tokens(model: Any, states: torch.Tensor) -> torch.Tensor:
     return model.lm_head(states).argmax(dim=-1)  # type: ignore[no-any-return]
 
 
-def is_sharded(model: Any) -> bool:
-    """Whether each process has a slice of every layer (tensor parallelism)."""
-    return (getattr(model, "tp_size", None) or 1) > 1
+def shard_count(model: Any) -> int:
+    """How many processes have a slice of every layer (tensor parallelism); 1, all is here."""
+    return int(getattr(model, "tp_size", None) or 1)
