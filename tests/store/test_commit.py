@@ -11,8 +11,8 @@ import pytest
 
 from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreError
 from halp_store.layout import Layout
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
-from halp_store.storage import LocalStorage
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
@@ -299,7 +299,7 @@ def test_a_segment_that_lost_its_name_is_written_under_a_new_one(
     writer.append(features)
     flush = writer.flush()
     assert flush.receipt.rows == features.keys
-    assert len(LocalStorage(tmp_path).list_segments()) == 2
+    assert len(LocalStorage(tmp_path).list_names("segments")) == 2
     store = open_store(tmp_path)
     assert flush.segment in store.segments
     assert {store["a"].segment, store["b"].segment} == {flush.segment}
@@ -360,4 +360,4 @@ def test_a_lost_reply_to_the_publish_is_resolved_by_reading_back(tmp_path, make_
     features = make_rows(["a"])
     writer.append(features)
     assert writer.flush().receipt.rows == features.keys
-    assert len(LocalStorage(tmp_path).list_segments()) == 1
+    assert len(LocalStorage(tmp_path).list_names("segments")) == 1

@@ -10,9 +10,9 @@ import pytest
 from halp_store.features import RowKey
 from halp_store.fence import fence_segment, is_fenced
 from halp_store.layout import Layout
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
 from halp_store.segment import parse_header
-from halp_store.storage import LocalStorage
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
@@ -39,8 +39,8 @@ class StoppingStorage(LocalStorage):
             os.kill(os.getpid(), signal.SIGSTOP)
         return answer
 
-    def list_segments(self):
-        return self._stop_or(super().list_segments)
+    def list_names(self, prefix):
+        return self._stop_or(super().list_names, prefix)
 
     def read(self, key):
         return self._stop_or(super().read, key)
@@ -58,7 +58,7 @@ class StoppingStorage(LocalStorage):
 def _copies(path):
     """How often each id is published."""
     disk, ids = LocalStorage(path), []
-    for name in disk.list_segments():
+    for name in disk.list_names("segments"):
         header = parse_header(disk.read(f"segments/{name}/zarr.json") or b'{"attributes": {}}')
         ids += header.question_ids if header else ()
     return {one: ids.count(one) for one in ids}
@@ -130,7 +130,7 @@ def test_a_worker_killed_after_its_first_file_is_fenced(tmp_path, make_rows, ope
 
     os.waitpid(fork(commit), 0)
     disk = LocalStorage(tmp_path)
-    (name,) = disk.list_segments()
+    (name,) = disk.list_names("segments")
     assert len(disk.list_keys(f"segments/{name}")) == 1
     assert heir.fence(["zombie"]) == 1
     assert is_fenced(disk, name)

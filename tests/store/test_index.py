@@ -7,7 +7,7 @@ import pytest
 
 from halp_store.features import RowKey
 from halp_store.index import SegmentIndex
-from halp_store.storage import LocalStorage
+from halp_store.local import LocalStorage
 
 
 def _publish(disk, name, ids, content="a"):

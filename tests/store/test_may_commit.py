@@ -5,8 +5,8 @@ import pytest
 from halp_store.errors import PublishFailed
 from halp_store.features import RowKey
 from halp_store.fence import is_fenced
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
-from halp_store.storage import LocalStorage
 
 
 class Server:
@@ -77,7 +77,7 @@ def test_a_row_that_is_not_ours_is_withheld_and_leaves_the_buffer(tmp_path, open
     assert flush.conflicts == ()
     assert writer.rows_buffered == 0
     assert list(open_store(tmp_path)) == ["a", "c"]
-    assert LocalStorage(tmp_path).list_segments() == [flush.segment]
+    assert LocalStorage(tmp_path).list_names("segments") == [flush.segment]
     assert server.asked == [["a", "b", "c"], ["a", "c"], ["a", "c"]]
 
 
@@ -91,7 +91,7 @@ def test_a_row_lost_while_its_segment_was_staged_costs_the_segment(
     assert (_ids(flush.receipt.rows), _ids(flush.withheld)) == (["b"], ["a"])
     assert list(open_store(tmp_path)) == ["b"]
     disk = LocalStorage(tmp_path)
-    (given_up,) = set(disk.list_segments()) - {flush.segment}
+    (given_up,) = set(disk.list_names("segments")) - {flush.segment}
     assert is_fenced(disk, given_up)
     assert disk.list_keys(f"segments/{given_up}") == [f"segments/{given_up}/zarr.json"]
 

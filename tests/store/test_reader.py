@@ -8,8 +8,8 @@ import pytest
 
 from halp_store.errors import DamagedSegment, UnknownQuestion
 from halp_store.layout import TEXT_COLUMNS
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
-from halp_store.storage import LocalStorage
 
 IDS = ["question_comb_2", "question_comb_10", "z", "a"]
 

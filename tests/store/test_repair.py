@@ -8,9 +8,9 @@ import pytest
 
 from halp_store.errors import NotAStore
 from halp_store.fence import fence_segment, is_fenced
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
 from halp_store.repair import Repair, repair
-from halp_store.storage import LocalStorage
 from halp_store.verify import verify_store
 
 pytestmark = pytest.mark.filterwarnings(
@@ -134,7 +134,7 @@ def test_a_worker_that_wakes_up_after_a_repair_publishes_nothing(
 
     child = fork(commit)
     assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
-    (name,) = disk.list_segments()
+    (name,) = disk.list_names("segments")
     assert repair(disk, grace_seconds=0).fenced == (name,)
     os.kill(child, signal.SIGCONT)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from halp_store.storage import LocalStorage
+from halp_store.local import LocalStorage
 
 
 def _no_hard_links(*_arguments, **_options):
@@ -77,7 +77,7 @@ def test_leftovers_and_strays_are_not_segments(tmp_path, open_writer):
     disk.write("segments/.DS_Store", b"x")
     disk.write("segments/notes.txt", b"x")
     writer.refresh()
-    assert disk.list_segments() == ["notes.txt"]
+    assert disk.list_names("segments") == ["notes.txt"]
 
 
 def test_what_is_absent_reads_as_none(tmp_path):
@@ -85,7 +85,7 @@ def test_what_is_absent_reads_as_none(tmp_path):
     disk = LocalStorage(tmp_path)
     disk.write("file", b"x")
     assert disk.read("nothing") is disk.read("no/thing") is disk.read("file/x") is None
-    assert disk.list_segments() == []
+    assert disk.list_names("segments") == []
 
 
 def test_keys_are_listed_at_any_depth(tmp_path):

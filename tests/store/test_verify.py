@@ -9,7 +9,7 @@ import pytest
 from halp_store.errors import NotAStore
 from halp_store.fence import fence_segment
 from halp_store.layout import TEXT_COLUMNS
-from halp_store.storage import LocalStorage
+from halp_store.local import LocalStorage
 from halp_store.verification import Counts, NoteKind, ProblemKind
 from halp_store.verify import verify_store
 

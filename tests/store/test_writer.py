@@ -169,7 +169,7 @@ def test_a_row_that_another_writer_published_is_made_durable_first(
     tmp_path, open_writer, make_rows
 ):
     """A receipt for a row seen before its writer's own sync waits for a sync of that segment."""
-    from halp_store.storage import LocalStorage
+    from halp_store.local import LocalStorage
 
     class Watching(LocalStorage):
         def __init__(self, root):

@@ -18,7 +18,7 @@ import typer
 
 from halp_store.console import AsJson, StorePath, fail, guarded, print_json
 from halp_store.expectation import Expectation, NotAvailable, read_expectation
-from halp_store.storage import LocalStorage
+from halp_store.local import LocalStorage
 from halp_store.verification import Note, NoteKind, Problem, ProblemKind, Verification
 
 if TYPE_CHECKING:

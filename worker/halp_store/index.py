@@ -88,7 +88,7 @@ class SegmentIndex:
         """
         found: list[tuple[str, tuple[str, ...], bytes]] = []
         fenced: list[str] = []
-        for name in self._storage.list_segments():
+        for name in self._storage.list_names(SEGMENTS):
             if name in self._settled:
                 continue
             document = self._storage.read(f"{SEGMENTS}/{name}/{METADATA}")

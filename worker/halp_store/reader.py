@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from halp_store.address import storage_at
 from halp_store.errors import DamagedSegment, UnknownQuestion
 from halp_store.features import RowKey
 from halp_store.index import SegmentIndex
@@ -25,7 +26,7 @@ from halp_store.layout import COUNT_COLUMNS, GRID_COLUMN, TEXT_COLUMNS, Layout
 from halp_store.published import PublishedSegment
 from halp_store.record import Record
 from halp_store.root import read_root
-from halp_store.storage import LocalStorage, Storage
+from halp_store.storage import Storage
 
 if TYPE_CHECKING:
     import xarray
@@ -45,12 +46,12 @@ class _Part(NamedTuple):
     targets: npt.NDArray[np.int64]
 
 
-def open_store(path: str | os.PathLike[str], *, storage: Storage | None = None) -> Store:
-    """The store at `path`, for reading, as of now.
+def open_store(path_or_url: str | os.PathLike[str], *, storage: Storage | None = None) -> Store:
+    """The store at `path_or_url`, for reading, as of now.
 
-    storage: instead of the directory `path`. Raises NotAStore or LayoutVersionError.
+    storage: instead of what `path_or_url` names. Raises NotAStore or LayoutVersionError.
     """
-    return Store(storage or LocalStorage(path))
+    return Store(storage or storage_at(path_or_url))
 
 
 class Store:

@@ -38,7 +38,7 @@ def repair(storage: Storage, *, grace_seconds: float) -> Repair:
         raise ValueError(f"grace_seconds: expected 0 or more, got {grace_seconds}")
     read_root(storage)
     fenced, waiting, removed = [], [], 0
-    for name in sorted(filter(prefix_of, storage.list_segments())):
+    for name in sorted(filter(prefix_of, storage.list_names(SEGMENTS))):
         root = f"{SEGMENTS}/{name}"
         document = storage.read(f"{root}/{METADATA}")
         if document and not is_fenced(storage, name):

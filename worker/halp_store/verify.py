@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from halp_store.address import storage_at
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
 from halp_store.index import SegmentIndex
@@ -18,7 +19,7 @@ from halp_store.inspection import damage, inspect_segment
 from halp_store.names import prefix_of
 from halp_store.root import read_root
 from halp_store.segment import Header, parse_header
-from halp_store.storage import METADATA, SEGMENTS, LocalStorage, Storage
+from halp_store.storage import METADATA, SEGMENTS, Storage
 from halp_store.verification import Counts, Note, NoteKind, Problem, ProblemKind, Verification
 
 
@@ -39,10 +40,10 @@ def verify_store(
     Memory: one array of one segment, and about 150 bytes a row.
     Raises NotAStore or LayoutVersionError; all else that is wrong is in the answer.
     """
-    path = storage_or_path
-    storage = LocalStorage(path) if isinstance(path, str | os.PathLike) else path
+    place = storage_or_path
+    storage = storage_at(place) if isinstance(place, str | os.PathLike) else place
     verifier = _Verifier(storage, expected)
-    names = sorted(storage.list_segments())
+    names = sorted(storage.list_names(SEGMENTS))
     for done, name in enumerate(names):
         if progress:
             progress(done, len(names))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+from halp_store.address import storage_at
 from halp_store.buffer import RowBuffer
 from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreMismatch
 from halp_store.features import FeatureBatch, Receipt, RowKey, _seal_receipt
@@ -31,7 +32,7 @@ from halp_store.layout import Layout
 from halp_store.names import new_segment_name, prefix_of, worker_prefix
 from halp_store.root import claim_root
 from halp_store.segment import Segment, build_segment, parse_header
-from halp_store.storage import METADATA, SEGMENTS, LocalStorage, Storage
+from halp_store.storage import METADATA, SEGMENTS, Storage
 
 RowState = Literal["new", "buffered", "stored", "conflict"]
 """Of a row: unknown; waiting for a flush with this content; committed with this content; buffered
@@ -103,7 +104,7 @@ class StoreWriter:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path_or_url: str | os.PathLike[str],
         layout: Layout,
         *,
         worker: str,
@@ -114,11 +115,11 @@ class StoreWriter:
         storage: Storage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> StoreWriter:
-        """Open the store at `path`, or make it.
+        """Open the store at `path_or_url`, or make it.
 
         worker: goes into segment names; what a file name cannot hold becomes a dash.
         provenance: JSON object, kept with each segment (versions, device, batch sizes).
-        storage: instead of the directory `path`.
+        storage: instead of what `path_or_url` names.
         Raises NotAStore, LayoutVersionError, or StoreMismatch naming the fields that differ.
         """
         if flush_rows < 1:
@@ -126,7 +127,7 @@ class StoreWriter:
         name = worker_prefix(worker)
         if not name:
             raise ValueError(f"worker: expected a name with letters or digits, got {worker!r}")
-        storage = storage or LocalStorage(path)
+        storage = storage or storage_at(path_or_url)
         claim_root(storage, layout)
         writer = cls(
             storage,
@@ -195,7 +196,7 @@ class StoreWriter:
         settled = self._fenced.union(self._index.segments)
         staged = [
             name
-            for name in self._storage.list_segments()
+            for name in self._storage.list_names(SEGMENTS)
             if name not in settled and prefix_of(name) in prefixes
         ]
         won = [name for name in staged if fence_segment(self._storage, name)]
@@ -266,7 +267,7 @@ class StoreWriter:
         started = self._clock()
         root = f"{SEGMENTS}/{segment.name}"
         keys = [f"{root}/{key}" for key in segment.staged]
-        with ThreadPoolExecutor(_STAGING_THREADS) as threads:
+        with ThreadPoolExecutor(max(_STAGING_THREADS, self._storage.concurrency)) as threads:
             list(threads.map(self._storage.write, keys, segment.staged.values()))
         folders = dict.fromkeys(key.rpartition("/")[0] for key in keys)
         self._storage.sync([*folders, root, SEGMENTS, ""])
