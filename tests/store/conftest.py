@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray
 
 from halp_store.features import FeatureBatch
 from halp_store.layout import TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.names import new_segment_name, prefix_of
+from halp_store.reader import open_store
 from halp_store.segment import build_segment
 from halp_store.writer import StoreWriter
 
@@ -93,6 +96,49 @@ def open_writer(layout: Layout) -> Callable[..., StoreWriter]:
         return StoreWriter.open(path, of, worker=worker, provenance={"test": True}, **options)
 
     return open_one
+
+
+def assert_columns(columns: Mapping[str, np.ndarray], expected: FeatureBatch) -> None:
+    """Every column, as it was written."""
+    for name, values in expected.text.items():
+        assert columns[name].tolist() == list(values), name
+    for name, values in {**expected.integers, **expected.vectors}.items():
+        np.testing.assert_array_equal(columns[name], values, err_msg=name)
+
+
+@pytest.fixture
+def fill(open_writer, make_rows):
+    """Write ids, some to a segment, in an order that is not theirs."""
+
+    def write(path, ids, rows=7, worker="worker", content="a"):
+        ids = list(ids)
+        random.Random(len(ids)).shuffle(ids)
+        writer = open_writer(path, worker=worker)
+        for start in range(0, len(ids), rows):
+            writer.append(make_rows(ids[start : start + rows], content))
+            writer.flush()
+        return writer
+
+    return write
+
+
+@pytest.fixture
+def holds(make_rows):
+    """Whether a store has exactly these ids with the right values, by halp_store and by xarray."""
+
+    def check(path, ids, content="a"):
+        expected = make_rows(sorted(ids), content)
+        store = open_store(path)
+        assert list(store) == sorted(ids)
+        assert_columns(store.read(), expected)
+        if store.generation and not store.segments:
+            dataset = xarray.open_zarr(path / store.generation, chunks=None)
+            assert dataset["question_id"].to_numpy().tolist() == sorted(ids)
+            assert dataset["layer"].to_numpy().tolist() == list(expected.layout.layers)
+            assert_columns({name: dataset[name].to_numpy() for name in store.columns}, expected)
+        return store
+
+    return check
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from halp_producer.account import RunAccount
 from halp_producer.enqueue import enqueue_jobs
 from halp_producer.job import Job
 from halp_producer.keys import RunKeys
-from halp_store import cli_verify, expectation
+from halp_store import expectation, progress
 from halp_store.cli import app
 from halp_store.local import LocalStorage
 
@@ -326,14 +326,14 @@ def test_a_terminal_gets_a_bar(stored, monkeypatch):
     path = stored("a")
     assert _run(path).stderr == ""
     told = []
-    monkeypatch.setattr(cli_verify.sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(
         "rich.progress.Progress.update", lambda self, task, **numbers: told.append(numbers)
     )
     monkeypatch.setattr("rich.progress.Progress.start", lambda self: None)
     monkeypatch.setattr("rich.progress.Progress.stop", lambda self: None)
-    with cli_verify._bar() as progress:
-        progress(1, 2)
+    with progress.progress_bar("read") as tell:
+        tell(1, 2)
     assert told == [{"completed": 1, "total": 2}]
 
 

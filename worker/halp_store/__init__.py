@@ -9,21 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from halp_store.compaction import Compaction, compact
     from halp_store.errors import DamagedSegment, NotAStore, StoreError
     from halp_store.features import FeatureBatch, Receipt, RowKey
     from halp_store.layout import Layout
+    from halp_store.pruning import Pruning, prune
     from halp_store.reader import Store, open_store
     from halp_store.record import Record
     from halp_store.verification import Verification
     from halp_store.verify import verify_store
+    from halp_store.view import View
     from halp_store.writer import Flush, StoreWriter
 
 __all__ = [
+    "Compaction",
     "DamagedSegment",
     "FeatureBatch",
     "Flush",
     "Layout",
     "NotAStore",
+    "Pruning",
     "Receipt",
     "Record",
     "RowKey",
@@ -31,16 +36,21 @@ __all__ = [
     "StoreError",
     "StoreWriter",
     "Verification",
+    "View",
+    "compact",
     "open_store",
+    "prune",
     "verify_store",
 ]
 
 _HOMES: Final = {
+    "Compaction": "compaction",
     "DamagedSegment": "errors",
     "FeatureBatch": "features",
     "Flush": "writer",
     "Layout": "layout",
     "NotAStore": "errors",
+    "Pruning": "pruning",
     "Receipt": "features",
     "Record": "record",
     "RowKey": "features",
@@ -48,7 +58,10 @@ _HOMES: Final = {
     "StoreError": "errors",
     "StoreWriter": "writer",
     "Verification": "verification",
+    "View": "view",
+    "compact": "compaction",
     "open_store": "reader",
+    "prune": "pruning",
     "verify_store": "verify",
 }
 

@@ -1,4 +1,5 @@
-"""`halp-store`: look into a store from a terminal; `verify` has its own file.
+"""`halp-store`: look into a store from a terminal. Here is `info`; other commands have files of
+their own.
 
 Exit codes: 0 done, 1 there is no such store or id (or it is damaged), 2 the command line is wrong.
 """
@@ -7,20 +8,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from halp_store import cli_verify
-from halp_store.console import AsJson, StorePath, guarded, plain_console, print_json
+from halp_store import cli_compact, cli_get, cli_plot, cli_rows, cli_verify
+from halp_store.console import AsJson, StorePath, guarded
+from halp_store.opening import opened
+from halp_store.terminal import fields, json_text, printable, size
 
 if TYPE_CHECKING:
     from halp_store.reader import Store
-    from halp_store.record import Record
+
+# A read opens each of them; below this nobody would notice.
+_MANY_SEGMENTS: Final = 20
+_NAMED_CONTRADICTIONS: Final = 5
 
 app = typer.Typer(
     name="halp-store",
@@ -30,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(epilog=cli_verify.EXAMPLES)(cli_verify.verify)
 
 
 def main() -> None:
@@ -42,54 +45,36 @@ def main() -> None:
     epilog="\b\nExamples:\n  halp-store info run1.zarr\n  halp-store info run1.zarr --json"
 )
 def info(store: StorePath, as_json: AsJson = False) -> None:
-    """Say what a store holds: rows, segments, layers, positions, model, size, finish reasons."""
-    facts = guarded(lambda: _facts(_open(store)))
+    """Say what a store holds: rows, layers, positions, model, size, finish reasons, and what to do.
+
+    With --json `hint` is what to do, or null.
+    """
+    facts = guarded(partial(_facts, opened(store)))
     if as_json:
-        print_json(facts)
+        typer.echo(json_text(facts, indent=2))
         return
-    table = Table("", "", show_header=False, box=None)
-    for name, value in facts.items():
-        table.add_row(f"[bold]{escape(name.replace('_', ' '))}[/]", escape(_shown(name, value)))
-    plain_console().print(table)
+    hint = facts.pop("hint")
+    typer.echo("\n".join(fields({name: _shown(name, value) for name, value in facts.items()})))
+    if hint:
+        typer.echo(f"next: {hint}")
 
 
-@app.command(
-    epilog="\b\nExamples:\n  halp-store get run1.zarr question_comb_6253"
-    "\n  halp-store get run1.zarr question_comb_6253 --json"
-)
-def get(
-    store: StorePath,
-    question_id: Annotated[str, typer.Argument(metavar="QUESTION_ID", help="As in the data set.")],
-    as_json: AsJson = False,
-) -> None:
-    """Print one row: question, image, truth, answer, positions, shapes and vector norms."""
-    row = guarded(lambda: _row(_open(store)[question_id]))
-    if as_json:
-        print_json(row)
-        return
-    console, table = plain_console(), Table("", "", show_header=False, box=None)
-    arrays = row.pop("arrays")
-    for name, value in row.items():
-        table.add_row(f"[bold]{escape(name.replace('_', ' '))}[/]", escape(_shown(name, value)))
-    console.print(table)
-    vectors = Table("array", "shape", "norm of each vector", box=None)
-    for name, array in arrays.items():
-        norms = ", ".join(f"{norm:.4g}" for norm in array["norms"])
-        vectors.add_row(escape(name), str(tuple(array["shape"])), norms)
-    console.print(vectors)
-
-
-def _open(path: Path) -> Store:
-    from halp_store.reader import open_store
-
-    return open_store(path)
+app.command(epilog=cli_get.EXAMPLES)(cli_get.get)
+app.command(epilog=cli_rows.LS_EXAMPLES)(cli_rows.ls)
+app.command(epilog=cli_rows.QUERY_EXAMPLES)(cli_rows.query)
+app.command(epilog=cli_plot.EXAMPLES)(cli_plot.plot)
+app.command(epilog=cli_compact.EXAMPLES)(cli_compact.compact)
+app.command(epilog=cli_verify.EXAMPLES)(cli_verify.verify)
 
 
 def _facts(store: Store) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    segments = len(store.segments)
+    return {
         "store": store.path,
+        "model": store.layout.fingerprint.get("model"),
         "rows": len(store),
-        "segments": len(store.segments),
+        "generation": store.generation,
+        "segments": segments,
         "bytes_on_disk": store.bytes_on_disk(),
         "layers": list(store.layers),
         "positions": list(store.positions),
@@ -97,56 +82,54 @@ def _facts(store: Store) -> dict[str, Any]:
         "vision_hidden_size": store.layout.vision_hidden_size,
         "source_dtype": store.layout.source_dtype,
         "finish_reasons": dict(Counter(store.text("finish_reason")).most_common()),
+        "contradictions": list(store.contradictions),
         "fingerprint": store.layout.fingerprint,
+        "hint": _hint(store, segments),
     }
+
+
+def _hint(store: Store, segments: int) -> str | None:
+    if not len(store):
+        return f"nothing is stored yet; start a worker: halp-worker run --store {store.path}"
     if store.contradictions:
-        facts["contradictions"] = list(store.contradictions)
-    return facts
-
-
-def _row(record: Record) -> dict[str, Any]:
-    import numpy as np
-
-    return {
-        "question_id": record.question_id,
-        "question": record.question_text,
-        "image": record.image,
-        "image_sha256": record.image_sha256,
-        "ground_truth": record.ground_truth,
-        "answer": record.answer,
-        "finish_reason": record.finish_reason,
-        "metadata": dict(record.metadata),
-        "prompt_tokens": record.prompt_tokens,
-        "image_tokens": record.image_tokens,
-        "answer_tokens": record.answer_tokens,
-        "image_grid_thw": list(record.image_grid_thw),
-        "positions": dict(record.positions),
-        "layers": list(record.layers),
-        "segment": record.segment,
-        "arrays": {
-            name: {
-                "shape": list(values.shape),
-                "norms": [float(norm) for norm in np.atleast_1d(np.linalg.norm(values, axis=-1))],
-            }
-            for name, values in record.arrays.items()
-        },
-    }
+        return (
+            "ids were stored with two contents, one of which is shown; which, says "
+            f"halp-store verify {store.path}"
+        )
+    if segments >= _MANY_SEGMENTS:
+        return (
+            f"{segments:,} segments: halp-store compact {store.path} makes reading one layer faster"
+        )
+    return None
 
 
 def _shown(name: str, value: Any) -> str:
     if name == "bytes_on_disk":
-        return f"{value / 1e6:,.1f} MB"
+        return size(value)
+    if value is None:
+        return "none"
+    if name == "segments":
+        return f"{value:,} outside the generation"
+    if name == "contradictions":
+        return _contradictions(value)
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return "\n".join(f"{path}: {one}" for path, one in _leaves(value))
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _leaves(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def _contradictions(ids: list[str]) -> str:
+    if not ids:
+        return "none"
+    more = ", ..." if len(ids) > _NAMED_CONTRADICTIONS else ""
+    return f"{len(ids):,}: {', '.join(map(printable, ids[:_NAMED_CONTRADICTIONS]))}{more}"
+
+
+def _leaves(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """A nested object as `outer.inner` and JSON, a line each."""
     for name, one in value.items():
-        if isinstance(one, dict) and one:
+        if isinstance(one, Mapping) and one:
             yield from _leaves(one, f"{above}{name}.")
         else:
             yield f"{above}{name}", json.dumps(one, ensure_ascii=False)

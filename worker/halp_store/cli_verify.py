@@ -6,9 +6,7 @@ Exit codes: 0 nothing is wrong, 1 something is (or there is no such store, data 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from halp_store.address import storage_at
 from halp_store.console import AsJson, StorePath, fail, guarded, print_json
 from halp_store.expectation import Expectation, NotAvailable, read_expectation
-from halp_store.local import LocalStorage
+from halp_store.progress import progress_bar
 from halp_store.verification import Note, NoteKind, Problem, ProblemKind, Verification
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ _GRACE_SECONDS: Final = 600.0
 
 @dataclass(frozen=True)
 class _Report:
-    store: Path
+    store: str
     dataset: Path | None
     run: str | None
     grace_seconds: float
@@ -138,7 +137,7 @@ def verify(
     """
     if mapping and dataset is None:
         raise typer.BadParameter("--map says how to read --dataset, which is not given")
-    storage = LocalStorage(store)
+    storage = guarded(lambda: storage_at(store))
 
     def read() -> _Report:
         from halp_store.repair import repair
@@ -149,7 +148,7 @@ def verify(
         # The server before the store: what is queued now may be stored by then, not the reverse.
         wanted = _expectation(dataset, mapping or [], run, redis_url)
         repaired = repair(storage, grace_seconds=grace_seconds) if with_repair else None
-        with _bar() as progress:
+        with progress_bar("verify") as progress:
             found = verify_store(
                 storage,
                 expected=wanted.expected,
@@ -178,27 +177,11 @@ def _expectation(
         fail(str(error))
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """What is to be told how many segments were read; nobody where there is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("segments"), BarColumn(None), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("segments", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 def _print_json(report: _Report) -> None:
     found = report.verification
     print_json(
         {
-            "store": str(report.store),
+            "store": report.store,
             "dataset": None if report.dataset is None else str(report.dataset),
             "run": report.run,
             "ok": found.ok,
@@ -210,7 +193,9 @@ def _print_json(report: _Report) -> None:
 
 def _lines(report: _Report) -> Iterator[str]:
     found = report.verification
-    yield f"{report.store}: {found.rows:,} rows in {found.segments:,} segments, read whole"
+    generation = f"generation {found.generation} and " if found.generation else ""
+    places = f"{generation}{found.segments:,} segments"
+    yield f"{report.store}: {found.rows:,} rows in {places}, read whole"
     yield _expected_line(report)
     if report.repair:
         yield _repair_line(report.repair, report.grace_seconds)

@@ -1,25 +1,28 @@
-"""What the commands of `halp-store` share: errors as one sentence, exit code 1, JSON, a console.
+"""What the commands of `halp-store` share: errors as one sentence, exit code 1, JSON.
 
 Results go to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 
 from halp_store.errors import StoreError
+from halp_store.terminal import json_text, printable_lines
 
 Result = TypeVar("Result")
 
 NEEDS_EXTRA: Final = "halp-store needs numpy and zarr: pip install 'halp-stream[store]'"
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Directory of the store.")]
+StorePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE", help="Directory of the store, or its URL: s3://, gs:// or az://."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -37,14 +40,9 @@ def guarded(read: Callable[[], Result]) -> Result:
 
 def fail(message: str) -> NoReturn:
     """The sentence on stderr, and exit code 1."""
-    typer.echo(message, err=True)
+    typer.echo(printable_lines(message), err=True)
     raise typer.Exit(1)
 
 
-def plain_console() -> Console:
-    # Answers are shown as they are: ":smile:" is no emoji, a number in one needs no colour.
-    return Console(emoji=False, highlight=False)
-
-
 def print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    typer.echo(json_text(value, indent=2))

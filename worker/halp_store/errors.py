@@ -10,11 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from halp_store.names import is_generation
+from halp_store.storage import SEGMENTS
+
 _ABSENT: Final = object()
 
 
 class StoreError(Exception):
-    """Something about a store that its caller has to know; the base of all others here."""
+    """Something about a store that its caller has to know; the base of all others here.
+
+    Survives being pickled: dask and torch read in processes of their own.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class NotAStore(StoreError):
@@ -62,15 +71,30 @@ class StoreMismatch(StoreError):
 
 
 class DamagedSegment(StoreError):
-    """A published segment cannot be read as it was written."""
+    """A published segment, or a generation, cannot be read as it was written.
+
+    segment: its name; `compacted/<number>` for a generation.
+    """
 
     def __init__(self, where: str, segment: str, array: str | None, what: str) -> None:
         self.segment, self.array = segment, array
         part = f"array {array}" if array else "its zarr.json"
+        if is_generation(segment):
+            kind, path = "generation", segment
+            instead = (
+                f"or delete {path} and compact again, which takes the segments it was made of: "
+                "those that were pruned have to be enqueued again"
+            )
+        else:
+            kind, path = "segment", f"{SEGMENTS}/{segment}"
+            instead = f"or delete {path} and enqueue its questions again"
         super().__init__(
-            f"{where}: segment {segment}: {part}: {what}; restore segments/{segment} from a copy, "
-            f"or delete segments/{segment} and enqueue its questions again"
+            f"{where}: {kind} {segment}: {part}: {what}; restore {path} from a copy, {instead}"
         )
+
+
+class GoneSegment(DamagedSegment):
+    """Something of it is not there; a reader whose view is old looks whether it was compacted."""
 
 
 class StagingTooSlow(StoreError):
@@ -98,6 +122,36 @@ class PublishFailed(StoreError):
         )
 
 
+class CompactionFailed(StoreError):
+    """Nothing was compacted, and nothing was changed that a reader sees."""
+
+    def __init__(self, where: str, tries: int) -> None:
+        super().__init__(
+            f"{where}: expected a generation to be published, but {tries} plans in a row lost "
+            "their segments; check that nobody deletes segments meanwhile, and compact again"
+        )
+
+
+class NoRoom(StoreError):
+    """The scratch disk is too small; sizes in bytes."""
+
+    def __init__(self, where: str, scratch: object, needed: int, free: int) -> None:
+        super().__init__(
+            f"{where}: sorting its largest column takes {needed / 1e9:.1f} GB in {scratch}, which "
+            f"has {free / 1e9:.1f} GB; give a folder on another disk with --scratch"
+        )
+
+
+class PruneRefused(StoreError):
+    """The newest generation is not whole, so what it stands for is kept."""
+
+    def __init__(self, where: str, generation: str, problems: int, first: str) -> None:
+        super().__init__(
+            f"{where}: {generation} has {problems} problems, so nothing was removed: delete "
+            f"{generation} and compact again; the first problem: {first}"
+        )
+
+
 class UnknownQuestion(StoreError, KeyError):
     """The store, as of its last refresh, has no row with this id."""
 
@@ -111,6 +165,12 @@ class UnknownQuestion(StoreError, KeyError):
 
     def __str__(self) -> str:  # KeyError's would be the repr
         return self._text
+
+
+def _again(kind: type[StoreError], args: tuple[Any, ...], fields: Mapping[str, Any]) -> StoreError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 def _differences(

@@ -1,7 +1,8 @@
 """`SegmentIndex`: which published segment holds which question id. Writer and reader share it.
 
-Knows the headers of segments only. Where an id occurs twice (a redelivered job lands in another
-batch), the lowest segment name wins, in whatever order the segments were discovered.
+Knows the headers of segments only, and ids and contents of the newest generation, which stands
+for all segments that it covers. Where an id occurs twice (a redelivered job lands in another
+batch), the generation wins, then the lowest segment name, in whatever order they were discovered.
 
 Not guaranteed: two writers that publish one id with different content within the same moment
 both succeed; the lowest name wins for readers, and the id is listed in `contradictions`.
@@ -16,6 +17,9 @@ from typing import Final, Literal, NamedTuple
 
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
+from halp_store.generation import Generation, newest_generation
+from halp_store.names import is_generation
+from halp_store.published import PublishedGroup
 from halp_store.segment import Header, parse_header
 from halp_store.storage import METADATA, SEGMENTS, Storage
 
@@ -25,11 +29,18 @@ _ROW_BITS: Final = 32
 
 
 class Place(NamedTuple):
-    """segment: its name. row: the row in it. number: the segment's, in order of discovery."""
+    """segment: its name, or the generation's. row: the row in it. number: of the segment, in order
+    of discovery."""
 
     segment: str
     row: int
     number: int
+
+
+class _Found(NamedTuple):
+    name: str
+    question_ids: tuple[str, ...]
+    digests: bytes
 
 
 class SegmentIndex:
@@ -41,7 +52,9 @@ class SegmentIndex:
         self._digests: list[bytes] = []
         self._row_counts = array("q")
         self._places: dict[str, int] = {}
-        self._settled: set[str] = set()  # published or fenced: never looked at again
+        self._published: set[str] = set()  # or covered by the generation
+        self._fenced: set[str] = set()
+        self._generation: Generation | None = None
         self._contradictions: set[str] = set()
 
     def __len__(self) -> int:
@@ -55,9 +68,23 @@ class SegmentIndex:
         return question_id in self._places
 
     @property
+    def generation(self) -> Generation | None:
+        """The newest, or None."""
+        return self._generation
+
+    @property
     def segments(self) -> list[str]:
-        """Names of the published segments; a copy. `Place.number` counts along it."""
-        return list(self._names)
+        """Names of the published segments that the generation does not cover, in no order."""
+        covered = {one.name for one in self._generation.segments} if self._generation else set()
+        return [name for name in self._names if not (is_generation(name) or name in covered)]
+
+    def is_published(self, segment: str) -> bool:
+        """Whether it is in the index, or covered by its generation."""
+        return segment in self._published
+
+    def name_of(self, number: int) -> str:
+        """Of the segment or generation with this `Place.number`."""
+        return self._names[number]
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -84,12 +111,30 @@ class SegmentIndex:
     def refresh(self) -> None:
         """Take in what was published since. All or nothing.
 
-        Raises DamagedSegment for a zarr.json that is not a segment's.
+        Raises DamagedSegment for a zarr.json that is not a segment's, or for ids of a generation
+        that cannot be read.
         """
-        found: list[tuple[str, tuple[str, ...], bytes]] = []
+        newest = newest_generation(self._storage, self._generation)
+        while True:
+            found, fenced = self._read_new(newest)
+            # Compacted and pruned while the segments were read? Then some may have been missed.
+            again = newest_generation(self._storage, newest)
+            if again is newest:
+                break
+            newest = again
+        if newest is not None and newest is not self._generation:
+            self.add_generation(newest)
+        self._fenced.update(fenced)
+        for name, question_ids, digests in found:
+            self._add(name, question_ids, digests)
+
+    def _read_new(self, newest: Generation | None) -> tuple[list[_Found], list[str]]:
+        """Segments that are new and not covered, and the names of those that were fenced."""
+        covered = {one.name for one in newest.segments} if newest else set()
+        found: list[_Found] = []
         fenced: list[str] = []
         for name in self._storage.list_names(SEGMENTS):
-            if name in self._settled:
+            if name in self._published or name in self._fenced or name in covered:
                 continue
             document = self._storage.read(f"{SEGMENTS}/{name}/{METADATA}")
             if not document:  # staged but not published, yet or ever
@@ -101,22 +146,29 @@ class SegmentIndex:
             if header is None:
                 fenced.append(name)
             else:
-                found.append((name, header.question_ids, _digests(header)))
-        self._settled.update(fenced)
-        for name, question_ids, digests in found:
-            self._add(name, question_ids, digests)
+                found.append(_Found(name, header.question_ids, _digests(header)))
+        return found, fenced
 
     def add(self, name: str, header: Header) -> None:
         """Take in a segment that was read elsewhere. Nothing happens if it is here already."""
-        if name not in self._settled:
+        if name not in self._published:
             self._add(name, header.question_ids, _digests(header))
+
+    def add_generation(self, generation: Generation) -> None:
+        """Take in a generation that was read elsewhere. Raises DamagedSegment."""
+        group = PublishedGroup(self._storage, generation.name)
+        columns = [group.read(one, (generation.rows,)) for one in ("question_id", "content_hash")]
+        question_ids, hashes = (tuple(column.tolist()) for column in columns)
+        self._generation = generation
+        self._published.update(one.name for one in generation.segments)
+        self._add(generation.name, question_ids, b"".join(map(_digest, hashes)))
 
     def _add(self, name: str, question_ids: tuple[str, ...], digests: bytes) -> None:
         number = len(self._names)
         self._names.append(name)
         self._digests.append(digests)
         self._row_counts.append(len(question_ids))
-        self._settled.add(name)
+        self._published.add(name)
         for row, question_id in enumerate(question_ids):
             code = number << _ROW_BITS | row
             other = self._places.setdefault(question_id, code)
@@ -124,8 +176,14 @@ class SegmentIndex:
                 continue
             if self._digest_at(other) != self._digest_at(code):
                 self._contradictions.add(question_id)
-            if name < self._names[other >> _ROW_BITS]:
+            if self._wins(name, self._names[other >> _ROW_BITS]):
                 self._places[question_id] = code
+
+    @staticmethod
+    def _wins(name: str, other: str) -> bool:
+        if is_generation(name) and is_generation(other):
+            return name > other
+        return is_generation(name) or (not is_generation(other) and name < other)
 
     def _digest_at(self, code: int) -> bytes:
         start = (code & ((1 << _ROW_BITS) - 1)) * _DIGEST_BYTES

@@ -46,7 +46,8 @@ class Layout:
     positions: names of the token positions whose states are stored, one array each.
     hidden_size, vision_hidden_size: D and V.
     source_dtype: what the values were computed in ("bfloat16", "float32"); stored as float32.
-    fingerprint: JSON object of everything that changes the numbers or the answers.
+    fingerprint: JSON object of everything that changes the numbers or the answers. What was
+        imported has `imported` here, with the names of the columns that are `unknown`.
     """
 
     layers: tuple[int, ...]
@@ -56,14 +57,24 @@ class Layout:
     source_dtype: str
     fingerprint: Mapping[str, Any]
 
+    @property
+    def unknown(self) -> frozenset[str]:
+        """Columns that the source of imported rows did not have: vectors of this name are absent,
+        integers are -1, texts are empty. None in a store of computed rows.
+        """
+        imported = self.fingerprint.get("imported")
+        return frozenset(imported.get("unknown", ()) if isinstance(imported, Mapping) else ())
+
     def vector_columns(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-        """name -> (dims after `question`, their lengths), all float32."""
+        """name -> (dims after `question`, their lengths), all float32; none that is unknown."""
         tokens = (("layer", "hidden"), (len(self.layers), self.hidden_size))
-        return {
+        columns: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
             "vision_only": (("hidden",), (self.hidden_size,)),
             "vision_encoder": (("vision_hidden",), (self.vision_hidden_size,)),
             **dict.fromkeys(self.positions, tokens),
         }
+        unknown = self.unknown
+        return {name: what for name, what in columns.items() if name not in unknown}
 
     def integer_columns(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         """name -> (dims after `question`, their lengths), all int64.

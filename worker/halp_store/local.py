@@ -21,6 +21,9 @@ _NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENO
 
 # Syncs that run at once share a commit of the disk's journal: on a busy disk half the time.
 _SYNC_THREADS: Final = 8
+# A Zarr v2 group without arrays has nothing but dot files.
+_ZARR_V2: Final = {".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+
 # Hides the latency of many small files, also on few cores.
 _CONCURRENCY: Final = 4
 
@@ -96,7 +99,7 @@ class LocalStorage:
         except NotADirectoryError:
             return True
         # A mounted volume brings `lost+found`, a desktop its dot files, a fellow writer PARTIAL.
-        ours = {name for name in names if name.startswith(".") or name == "lost+found"}
+        ours = {name for name in names if name.startswith(".") or name == "lost+found"} - _ZARR_V2
         return METADATA not in names and names != ours
 
     def size(self) -> int:

@@ -1,10 +1,15 @@
-"""What segments are called: `<worker>-<32 hex>`. Pure text."""
+"""What segments (`<worker>-<32 hex>`) and generations (`compacted/<number>`) are called.
+
+Pure text.
+"""
 
 from __future__ import annotations
 
 import re
 import uuid
 from typing import Final
+
+from halp_store.storage import GENERATIONS, SEGMENTS
 
 # Leaves room for the dash and the uuid in file systems' usual 255 bytes a name.
 _WORKER_CHARACTERS: Final = 100
@@ -30,3 +35,23 @@ def prefix_of(segment: str) -> str | None:
     """The worker's prefix in a segment's name; None for a name that no worker gave."""
     found = _SEGMENT.fullmatch(segment)
     return found["worker"] if found else None
+
+
+def generation_name(number: int) -> str:
+    """`compacted/000001`: where it is. Numbers count from 1."""
+    return f"{GENERATIONS}/{number:06d}"
+
+
+def generation_number(name: str) -> int | None:
+    """Of a name below `compacted/`; None for what `compact` did not write."""
+    return int(name) if re.fullmatch(r"[0-9]{6,}", name) else None
+
+
+def is_generation(name: str) -> bool:
+    """Whether it is a generation's name, not a segment's: those have no slash."""
+    return name.startswith(f"{GENERATIONS}/")
+
+
+def group_prefix(name: str) -> str:
+    """Where the segment or generation of this name is, below the root."""
+    return name if is_generation(name) else f"{SEGMENTS}/{name}"

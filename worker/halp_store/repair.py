@@ -1,24 +1,30 @@
 """`repair`: removes what no reader can see: segments that nobody will publish, half-written files.
 
 Published segments are never touched. A segment is fenced before its files go, so a worker that
-wakes up late publishes nothing; its tombstone stays for ever.
+wakes up late publishes nothing; its tombstone stays for ever. What a generation stands for is left
+to `prune`, and a generation that is not published to `compact`, which goes on with it.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from halp_store.errors import DamagedSegment
 from halp_store.fence import delete_staged, fence_segment, is_fenced
-from halp_store.names import prefix_of
+from halp_store.generation import list_generations, newest_generation
+from halp_store.inspection import is_given_up
+from halp_store.names import generation_name, prefix_of
 from halp_store.root import read_root
 from halp_store.storage import METADATA, PARTIAL, SEGMENTS, Storage
 
 
 @dataclass(frozen=True)
 class Repair:
-    """fenced: segments that this repair fenced, sorted. files_removed: of them, and of segments
-    that were fenced before. partials_removed: half-written zarr.json files. waiting: segments that
-    are not published and younger than the grace, sorted; they were left alone.
+    """fenced: segments that this repair fenced, sorted. files_removed: of them, of segments that
+    were fenced before, and of generations that were given up. partials_removed: half-written
+    zarr.json files. waiting: segments that are not published and younger than the grace, sorted;
+    they were left alone.
     """
 
     fenced: tuple[str, ...]
@@ -38,7 +44,15 @@ def repair(storage: Storage, *, grace_seconds: float) -> Repair:
         raise ValueError(f"grace_seconds: expected 0 or more, got {grace_seconds}")
     read_root(storage)
     fenced, waiting, removed = [], [], 0
-    for name in sorted(filter(prefix_of, storage.list_names(SEGMENTS))):
+    # In this order: what was published and pruned meanwhile is covered by then, and no orphan.
+    names = sorted(filter(prefix_of, storage.list_names(SEGMENTS)))
+    covered: set[str] = set()
+    with suppress(DamagedSegment):  # unknown then; a tombstone among what it covers harms nobody
+        newest = newest_generation(storage, None)
+        covered.update(one.name for one in (newest.segments if newest else ()))
+    for name in names:
+        if name in covered:
+            continue
         root = f"{SEGMENTS}/{name}"
         document = storage.read(f"{root}/{METADATA}")
         if document and not is_fenced(storage, name):
@@ -51,6 +65,11 @@ def repair(storage: Storage, *, grace_seconds: float) -> Repair:
         # Published in between, or not a tombstone for some other reason? Then it is not ours.
         if is_fenced(storage, name):
             removed += delete_staged(storage, name)
+    removed += sum(
+        storage.delete(name, keep={f"{name}/{METADATA}"})
+        for name in map(generation_name, list_generations(storage))
+        if is_given_up(storage, name) and _is_old(storage, name, grace_seconds)
+    )
     partials = [key for key in storage.list_keys(PARTIAL) if _is_old(storage, key, grace_seconds)]
     deleted = sum(storage.delete(key) for key in partials)
     return Repair(tuple(fenced), removed, deleted, tuple(waiting))

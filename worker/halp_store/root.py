@@ -7,6 +7,7 @@ from typing import Any
 
 from halp_store.errors import LayoutVersionError, NotAStore, StoreMismatch
 from halp_store.layout import LAYOUT_VERSION, Layout
+from halp_store.segment import parse_json
 from halp_store.storage import METADATA, Storage
 
 
@@ -42,7 +43,7 @@ def _attributes(storage: Storage) -> dict[str, Any]:
         found = "other files" if storage.is_foreign() else "nothing"
         raise NotAStore(storage.where, found)
     try:
-        document = json.loads(raw)
+        document = parse_json(raw)
     except ValueError as error:
         raise NotAStore(storage.where, f"one that is not JSON ({error})") from error
     attributes = document.get("attributes") if isinstance(document, dict) else None

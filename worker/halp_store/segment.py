@@ -15,10 +15,10 @@ from typing import Any, Final, TypeGuard
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from halp_store.arrays import add_array
 from halp_store.features import FeatureBatch
 from halp_store.layout import LAYOUT_VERSION, TEXT_COLUMNS
 from halp_store.storage import METADATA
@@ -30,11 +30,6 @@ TOMBSTONE_DOCUMENT: Final = json.dumps(
     {"zarr_format": 3, "node_type": "group", "attributes": {TOMBSTONE: True}}
 ).encode()
 """That zarr.json. Whoever creates it first has fenced the segment; see `halp_store.fence`."""
-
-# A chunk of one array is a file beside its zarr.json: no directory levels to create and sync.
-_CHUNK_KEYS: Final[Any] = {"name": "default", "separator": "."}
-# A plain reader that does not check for missing chunks should at least see that something is off.
-_FILL: Final[Mapping[str, Any]] = {"f": np.nan, "i": -1}
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def build_segment(
         "created": created,
         "provenance": dict(provenance),
     }
-    return Segment(name, nonce, staged, _group_document(attributes, staged))
+    return Segment(name, nonce, staged, group_document(attributes, staged))
 
 
 def parse_header(document: bytes) -> Header | None:
@@ -135,33 +130,11 @@ def _add(group: zarr.Group, name: str, dims: tuple[str, ...], values: npt.NDArra
         1 if dim == "layer" and len(dims) > 1 else length
         for dim, length in zip(dims, values.shape, strict=True)
     )
-    is_text = values.dtype == object
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        dtype="string" if is_text else values.dtype,
-        chunks=chunks,
-        filters=None,
-        compressors=[
-            BloscCodec(
-                cname="zstd",
-                clevel=1,
-                shuffle="noshuffle" if is_text else "shuffle",
-                typesize=1 if is_text else values.dtype.itemsize,
-            ),
-            # Without it a torn chunk decodes to garbage without an error.
-            Crc32cCodec(),
-        ],
-        fill_value="" if is_text else _FILL[values.dtype.kind],
-        chunk_key_encoding=_CHUNK_KEYS,
-        dimension_names=dims,
-        # A missing chunk has to mean damage, never "all fill values".
-        config={"write_empty_chunks": True},
-    )
+    array = add_array(group, name, dims, values.shape, values.dtype, chunks)
     array[...] = values
 
 
-def _group_document(attributes: Mapping[str, Any], staged: Mapping[str, bytes]) -> bytes:
+def group_document(attributes: Mapping[str, Any], staged: Mapping[str, bytes]) -> bytes:
     """As `zarr.consolidate_metadata` writes it, but without its warning that this is young."""
     suffix = f"/{METADATA}"
     arrays = {

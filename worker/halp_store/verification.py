@@ -39,9 +39,13 @@ class NoteKind(StrEnum):
     UNPUBLISHED = "unpublished"
     """A segment that is being written, or that nobody will publish."""
     FENCED = "fenced"
-    """A segment that can never be published and still takes up room."""
+    """A segment or generation that can never be published and still takes up room."""
+    COMPACTING = "compacting"
+    """A generation that is being written, or that a compaction died over."""
+    COVERED = "covered"
+    """Segments and generations that a newer generation stands for and that still take up room."""
     STRAY = "stray"
-    """Something among the segments that no worker wrote."""
+    """Something among the segments or generations that nobody of ours wrote."""
     UNEXPECTED = "unexpected"
     """A question that is stored and not expected."""
     FAILED_BUT_STORED = "failed-but-stored"
@@ -51,7 +55,7 @@ class NoteKind(StrEnum):
 @dataclass(frozen=True)
 class Problem:
     """sentence: what, where, expected, got, and what to do. The others are None where the problem
-    is not of one question, segment or array."""
+    is not of one question, segment or array. segment: its name, or `compacted/<number>`."""
 
     kind: ProblemKind
     sentence: str
@@ -83,11 +87,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Verification:
-    """rows, segments: published and listed in a zarr.json that can be read; all of them were
-    read whole. problems, notes: all that were found, segments first, in order of their names."""
+    """rows: of the generation and of the segments. segments: that the generation does not cover,
+    published and with a zarr.json that can be read. generation: `compacted/<number>` of the newest
+    that can be read, or None. All of them were read whole. problems, notes: all that were found,
+    the generation first, then segments in order of their names."""
 
     rows: int
     segments: int
+    generation: str | None
     problems: tuple[Problem, ...]
     notes: tuple[Note, ...]
     counts: Counts

@@ -29,7 +29,7 @@ from halp_store.features import FeatureBatch, Receipt, RowKey, _seal_receipt
 from halp_store.fence import delete_staged, fence_segment, is_fenced
 from halp_store.index import SegmentIndex
 from halp_store.layout import Layout
-from halp_store.names import new_segment_name, prefix_of, worker_prefix
+from halp_store.names import group_prefix, new_segment_name, prefix_of, worker_prefix
 from halp_store.root import claim_root
 from halp_store.segment import Segment, build_segment, parse_header
 from halp_store.storage import METADATA, SEGMENTS, Storage
@@ -193,17 +193,18 @@ class StoreWriter:
         """
         prefixes = {worker_prefix(worker) for worker in workers}
         self._index.refresh()
-        settled = self._fenced.union(self._index.segments)
         staged = [
             name
             for name in self._storage.list_names(SEGMENTS)
-            if name not in settled and prefix_of(name) in prefixes
+            if prefix_of(name) in prefixes
+            and name not in self._fenced
+            and not self._index.is_published(name)
         ]
         won = [name for name in staged if fence_segment(self._storage, name)]
         if staged:  # another's tombstone, too, may be seen before it is durable
             self._storage.sync([*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""])
         self._index.refresh()
-        self._fenced.update(set(staged).difference(self._index.segments))
+        self._fenced.update(name for name in staged if not self._index.is_published(name))
         return len(won)
 
     def flush(self, may_commit: MayCommit | None = None) -> Flush:
@@ -303,12 +304,21 @@ class StoreWriter:
         self._buffer = RowBuffer()
         return Flush(receipt, tuple(plan.conflicts), segment, tuple(plan.withheld))
 
-    def _make_durable(self, keys: Iterable[RowKey]) -> None:
+    def _make_durable(self, keys: Collection[RowKey]) -> None:
         # Another writer's row can be seen before its own sync has ended; a receipt may not.
         places = (self._index.find(key.question_id) for key in keys)
         names = {place.segment for place in places if place} - self._durable
-        self._storage.sync(sorted(f"{SEGMENTS}/{name}" for name in names))
-        self._durable |= names
+        generation = self._index.generation
+        try:
+            self._storage.sync(sorted(map(group_prefix, names)))
+        except FileNotFoundError:
+            # Pruned since it was seen? Then a generation has the rows, and they are found there.
+            self._index.refresh()
+            if self._index.generation is generation:
+                raise
+            self._make_durable(keys)
+        else:
+            self._durable |= names
 
 
 def _lost(rows: Collection[RowKey], may_commit: MayCommit | None) -> set[RowKey]:

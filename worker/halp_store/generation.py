@@ -1,0 +1,135 @@
+"""`Generation`: one sorted group under `compacted/`, as `compact` writes it; which is the newest.
+
+Numbers count from 1, and a generation covers all that those before it covered. It is published
+like a segment: its zarr.json is created last and only if absent, so it is there as a whole or not
+at all. A tombstone in its place means that this number was given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from halp_store.errors import DamagedSegment
+from halp_store.layout import LAYOUT_VERSION
+from halp_store.names import generation_name, generation_number
+from halp_store.segment import TOMBSTONE, parse_json
+from halp_store.storage import GENERATIONS, METADATA, Storage
+
+SHARD_ROWS: Final = 2048
+"""Of a vector column: 57 MB for five layers of 3584, a file that disks and buckets like."""
+CHUNK_ROWS: Final = 128
+"""What is decompressed for one row: 1 ms a layer."""
+TEXT_ROWS: Final = 1024
+"""Of a text or integer column, which has no shards."""
+
+ORIGIN_COLUMN: Final = "segment"
+"""Integer column that generations alone have, dims (question): which of `segments` the row was
+committed with."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A segment whose rows a generation took over. created: ISO 8601. provenance: what its worker
+    recorded."""
+
+    name: str
+    created: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """number: from 1. rows: N. segments: those that it covers; `segment` counts along them."""
+
+    number: int
+    rows: int
+    segments: tuple[Origin, ...]
+
+    @property
+    def name(self) -> str:
+        return generation_name(self.number)
+
+
+def attributes_of(generation: Generation, created: str) -> dict[str, Any]:
+    """Of the group's zarr.json. Inverse of `parse_generation`."""
+    recorded: list[Mapping[str, Any]] = []
+    segments: list[tuple[str, str, int]] = []
+    for one in generation.segments:
+        if one.provenance not in recorded:
+            recorded.append(one.provenance)
+        segments.append((one.name, one.created, recorded.index(one.provenance)))
+    return {
+        "layout_version": LAYOUT_VERSION,
+        "coordinates": "question_id",
+        "generation": generation.number,
+        "rows": generation.rows,
+        "created": created,
+        "segments": segments,
+        # Each once: workers write thousands of segments with one and the same.
+        "provenance": recorded,
+    }
+
+
+def parse_generation(document: bytes) -> Generation | None:
+    """What the zarr.json of a generation says; None for a tombstone.
+
+    Raises ValueError saying what is wrong with it.
+    """
+    parsed = parse_json(document)
+    attributes = parsed.get("attributes") if isinstance(parsed, dict) else None
+    if not isinstance(attributes, dict):
+        raise ValueError("expected the metadata of a Zarr group, got something else")
+    if attributes.get(TOMBSTONE):
+        return None
+    version = attributes.get("layout_version")
+    if version != LAYOUT_VERSION:
+        raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {version!r}")
+    try:
+        recorded = attributes["provenance"]
+        segments = tuple(
+            Origin(str(name), str(created), recorded[number])
+            for name, created, number in attributes["segments"]
+        )
+        return Generation(int(attributes["generation"]), int(attributes["rows"]), segments)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise ValueError(f"attributes of a generation expected ({error!r})") from error
+
+
+def read_generation(storage: Storage, number: int) -> Generation | None:
+    """None if there is none, not yet, or never. Raises DamagedSegment."""
+    name = generation_name(number)
+    document = storage.read(f"{name}/{METADATA}")
+    if not document:
+        return None
+    try:
+        found = parse_generation(document)
+        if found is not None and found.number != number:
+            raise ValueError(f"expected generation {number}, got {found.number}")
+    except ValueError as error:
+        raise DamagedSegment(storage.where, name, None, str(error)) from error
+    return found
+
+
+def newest_generation(storage: Storage, known: Generation | None) -> Generation | None:
+    """The published generation with the highest number; `known` if there is none after it.
+
+    Raises DamagedSegment.
+    """
+    numbers = [known.number] if known else list_generations(storage)
+    highest = max(numbers, default=0)
+    # A listing may lag behind on object storage; a read of the next name does not.
+    while storage.read(f"{generation_name(highest + 1)}/{METADATA}"):
+        highest += 1
+    lowest = known.number if known else 0
+    for number in range(highest, lowest, -1):
+        if found := read_generation(storage, number):
+            return found
+    return known
+
+
+def list_generations(storage: Storage) -> list[int]:
+    """The numbers of all that is there, published or not, ascending."""
+    names = map(generation_number, storage.list_names(GENERATIONS))
+    return sorted(number for number in names if number)

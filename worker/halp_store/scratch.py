@@ -1,0 +1,84 @@
+"""`ScratchColumn`: a column on disk whose rows come in any order and leave in order.
+
+Two planes of 16 bits: values that were computed in bfloat16 have zeros in the lower one, which is
+then a hole in a file and costs no disk. The files have no name, so nothing is left after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+_HALF: Final = np.dtype(np.uint16)
+
+
+class ScratchColumn:
+    """`rows` rows of `width` float32, zeros at first. A context manager."""
+
+    def __init__(self, folder: Path, rows: int, width: int) -> None:
+        self._width, self._row_bytes = width, width * _HALF.itemsize
+        self._planes = [
+            tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when this is left
+            for _ in range(2)
+        ]
+        for plane in self._planes:
+            os.ftruncate(plane.fileno(), rows * self._row_bytes)
+        self._has_lower = False
+        self._half = np.empty((0, width), _HALF)
+        self._whole = np.zeros((0, width, 2), _HALF)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for plane in self._planes:
+            plane.close()
+
+    def put(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        """values: (len(rows), width), contiguous. May be called from several threads."""
+        halves = values.view(_HALF).reshape(len(rows), self._width, 2)
+        self._write(1, rows, np.ascontiguousarray(halves[..., 1]))
+        if halves[..., 0].any():
+            self._has_lower = True
+            self._write(0, rows, np.ascontiguousarray(halves[..., 0]))
+
+    def take(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """(stop - start, width): the same memory at each call, valid until the next one."""
+        rows = stop - start
+        if len(self._half) < rows:
+            self._half = np.empty((rows, self._width), _HALF)
+            self._whole = np.zeros((rows, self._width, 2), _HALF)
+        half, whole = self._half[:rows], self._whole[:rows]
+        for number, plane in enumerate(self._planes):
+            if number == 1 or self._has_lower:
+                self._read(plane.fileno(), half, start * self._row_bytes)
+                whole[..., number] = half
+        return whole.view(np.float32)[..., 0]
+
+    @staticmethod
+    def _read(descriptor: int, half: npt.NDArray[np.uint16], offset: int) -> None:
+        rest = half.reshape(-1).view(np.uint8).data
+        while rest:  # one call gives 2 GiB at most
+            count = os.preadv(descriptor, [rest], offset)
+            if count == 0:
+                raise OSError("the scratch file is shorter than what was written to it")
+            rest, offset = rest[count:], offset + count
+
+    def _write(
+        self, half: int, rows: npt.NDArray[np.int64], values: npt.NDArray[np.uint16]
+    ) -> None:
+        descriptor = self._planes[half].fileno()
+        for row, value in zip(rows.tolist(), values, strict=True):
+            if os.pwrite(descriptor, value.data, row * self._row_bytes) != self._row_bytes:
+                raise OSError("the scratch disk took less than a row; is it full?")
