@@ -106,7 +106,12 @@ AllowUrls = Annotated[
 )
 def run(
     store: Annotated[
-        Path, typer.Option(envvar="HALP_STORE", help="Where the Zarr store is, or will be.")
+        str,
+        typer.Option(
+            envvar="HALP_STORE",
+            metavar="PATH",
+            help="Where the Zarr store is, or will be: a directory, or s3://, gs://, az://.",
+        ),
     ],
     model: Model = DEFAULT_MODEL,
     run_name: Run = "default",

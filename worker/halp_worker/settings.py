@@ -33,9 +33,12 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What `halp-worker run` was asked to do; the meanings are those of its options."""
+    """What `halp-worker run` was asked to do; the meanings are those of its options.
 
-    store: Path
+    store: path or URL.
+    """
+
+    store: str
     model: ModelSettings
     run: str
     redis_url: str
