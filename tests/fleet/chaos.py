@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chaos_compactors import Compactors
 from chaos_producers import Producers, write_dataset
 from chaos_server import SERVERS, ChaosServer, NotHere, binary_of, client_of
 from chaos_verdict import Verdict, judge
@@ -46,6 +47,7 @@ FAULTS = {
     "term": 15,
     "kill producer": 12,
     "hang up": 10,
+    "compact": 10,
     "fill": 6,
     "restart": 3,
     "kill server": 3,
@@ -82,7 +84,7 @@ class Outcome:
             f"seed {self.seed}, {self.server}, {self.seconds:.0f} s: {self.jobs} jobs, "
             f"{v.rows} rows, {v.failed} failed ({v.innocent_died} innocent); {c['kill']} kills, "
             f"{c['pause']} stops ({c['struck']} more at a step), {c['term']} terms, "
-            f"{c['kill producer']} producer kills, "
+            f"{c['kill producer']} producer kills, {c['compact']} compactions, "
             f"{c['restart']}+{c['kill server']} server restarts+kills, {c['fill']} full phases, "
             f"{c['hang up']} hang-ups; {c['deaths']} deaths in all, {c['lost']} leases lost, "
             f"{c['taken']} takeovers, "
@@ -107,6 +109,7 @@ class Chaos:
         self._producers = Producers(
             seed, folder, self._server, self._keys, self.story, self.problems
         )
+        self._compactors = Compactors(self.fleet.store_path, folder, self.story, self.problems)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._tickets = itertools.count()
         self._told: dict[int, set[int]] = {}  # worker -> signals that we sent
@@ -169,6 +172,9 @@ class Chaos:
             done = victim is not None and self._hurt(kind, victim, share)
         elif kind == "kill producer":
             done = self._producers.kill()
+        elif kind == "compact":
+            done = self._compactors.start()
+            self._later(4 * share, self._compactors.kill)
         else:
             done = self._server.is_up and self._hurt_server(kind, share)
         self.outcome.counts[kind] += bool(done)
@@ -273,6 +279,7 @@ class Chaos:
             action()
         self._agenda.clear()
         self._producers.end()
+        self._compactors.end()
         dataset = self._folder / "dataset.jsonl"
         write_dataset(dataset, self._producers.jobs)
         self.outcome.jobs = len(self._producers.jobs)
@@ -357,6 +364,7 @@ class Chaos:
         for thread in self._threads:
             thread.tell()
         self._producers.end()
+        self._compactors.end()
         self.fleet.end()
         self._server.stop(signal.SIGKILL)
         self.story.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray
 import zarr
 from stand_in import SMALL, expected_value
 
@@ -23,7 +24,9 @@ from halp_producer import Job
 from halp_producer.balance import imbalances
 from halp_producer.keys import GROUP
 from halp_producer.status import read_run
-from halp_store.storage import METADATA, SEGMENTS
+from halp_store.compaction import compact
+from halp_store.local import LocalStorage
+from halp_store.storage import GENERATIONS, METADATA, SEGMENTS
 from halp_store.verify import verify_store
 
 REASONS: dict[str, tuple[str, ...]] = {
@@ -62,6 +65,7 @@ def judge(fleet: Fleet, jobs: Sequence[Job], dataset: Path) -> Verdict:
     _judge_fates(fleet, jobs, set(stored), verdict)
     _judge_server(fleet, len(stored), len(jobs), verdict)
     _judge_verified(fleet, jobs, verdict)
+    _judge_compacted(fleet.store_path, set(stored), verdict)
     for command in (
         ["halp-store", "verify", str(fleet.store_path), "--dataset", str(dataset)],
         ["halp-producer", "status", "--check"],
@@ -72,14 +76,21 @@ def judge(fleet: Fleet, jobs: Sequence[Job], dataset: Path) -> Verdict:
 
 def _rows(store: Path, verdict: Verdict) -> Iterator[tuple[str, bool]]:
     """(id, whether its numbers are its own) of every published row, whoever else has the id."""
-    for folder in sorted((store / SEGMENTS).iterdir()):
+    generation = max(
+        (one.parent for one in (store / GENERATIONS).glob("*/zarr.json")), default=None
+    )
+    folders = sorted((store / SEGMENTS).iterdir())
+    if generation:
+        covered = {name for name, _, _ in zarr.open_group(generation, mode="r").attrs["segments"]}
+        folders = [generation, *(one for one in folders if one.name not in covered)]
+    for folder in folders:
         document = folder / METADATA
         if not document.exists():
             continue
         if json.loads(document.read_bytes())["attributes"].get("tombstone"):
             verdict.fenced += 1
             continue
-        verdict.segments += 1
+        verdict.segments += folder != generation
         group = zarr.open_group(folder, mode="r")
         names = [str(name) for name in _read(group, "question_id")]
         firsts = [
@@ -160,6 +171,24 @@ def _judge_verified(fleet: Fleet, jobs: Sequence[Job], verdict: Verdict) -> None
     verdict.problems += [f"verify: {one.kind}: {one.sentence}" for one in found.problems]
     if found.rows != verdict.rows:
         verdict.problems.append(f"verify: expected {verdict.rows} rows, got {found.rows}")
+
+
+def _judge_compacted(store: Path, stored: set[str], verdict: Verdict) -> None:
+    """One generation has them all, as anybody reads it who has never heard of this project."""
+    done = compact(LocalStorage(store))
+    if done.generation is None:
+        return
+    dataset = xarray.open_zarr(store / done.generation, chunks=None)
+    ids = dataset["question_id"].to_numpy().tolist()
+    if ids != sorted(stored):
+        _say(verdict, "not in the generation", sorted(stored.difference(ids)))
+        _say(verdict, "in the generation alone", sorted(set(ids).difference(stored)))
+        _say(verdict, "twice or not in order", ids if len(ids) == len(stored) else [])
+    wanted = np.array([expected_value(one) for one in ids])
+    for column in SMALL.vector_columns():
+        values = dataset[column].to_numpy().reshape(len(ids), -1)[:, 0]
+        wrong = [ids[row] for row in np.flatnonzero(values != wanted)]
+        _say(verdict, f"with a wrong {column} in the generation", wrong)
 
 
 def _run(fleet: Fleet, command: Sequence[str], verdict: Verdict) -> None:
