@@ -51,6 +51,7 @@ MEANING: Final = {
     "after_layer_seconds": "one layer, compacted, s",
     "after_row_ms": "one row by id, all columns, compacted, ms",
     "xarray_layer_seconds": "peer: one layer, plain xarray, s",
+    "dask_layer_seconds": "peer: one layer, plain xarray with dask, s",
     "raw_layer_seconds": "peer: one layer, np.load of a raw file, s",
     "hdf5_layer_seconds": "peer: one layer, published HDF5 layout, scaled, s",
     "hdf5_row_ms": "peer: one row by id, published HDF5 layout, ms",
@@ -132,15 +133,17 @@ def read_it(path: str, rows: int) -> tuple[float, float, float]:
     return opened, statistics.median(layers), statistics.median(single) * 1000
 
 
-def read_plainly(path: str) -> float:
+def read_plainly(path: str, chunks: dict[str, int] | None) -> float:
+    """Seconds. chunks: None without dask, {} with it."""
     import xarray
 
     from halp_store.reader import open_store
 
     generation = Path(path) / (open_store(path).generation or "")
-    began = time.perf_counter()
-    xarray.open_zarr(generation)[COLUMN].sel(layer=LAYER).to_numpy()
-    return time.perf_counter() - began
+    dataset = xarray.open_zarr(generation, chunks=chunks)
+    return statistics.median(
+        seconds(lambda: dataset[COLUMN].sel(layer=LAYER).to_numpy()) for _ in range(3)
+    )
 
 
 def read_raw(folder: str, rows: int) -> float:
@@ -202,7 +205,8 @@ def measure(folder: str, rows: int) -> dict[str, float]:
     found |= {"compact_rows_per_second": rows / took, "compact_peak_gb": peak}
     found |= {f"after_{name}": value for name, value in zip(names, after, strict=True)}
     found |= {
-        "xarray_layer_seconds": in_a_process(read_plainly, path)[0],
+        "xarray_layer_seconds": in_a_process(read_plainly, path, None)[0],
+        "dask_layer_seconds": in_a_process(read_plainly, path, {})[0],
         "raw_layer_seconds": in_a_process(read_raw, folder, rows)[0],
         "hdf5_layer_seconds": whole,
         "hdf5_row_ms": single,

@@ -29,10 +29,11 @@ IDS = [f"question_comb_{number}" for number in range(50)]
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    """Many shards, many chunks, and a last one that is not full, of few rows."""
+    """Many shards, chunks and passes, and a last one that is not full, of few rows."""
     monkeypatch.setattr(generation_writer, "SHARD_ROWS", 16)
     monkeypatch.setattr(generation_writer, "CHUNK_ROWS", 8)
     monkeypatch.setattr(generation_writer, "TEXT_ROWS", 12)
+    monkeypatch.setattr(generation_writer, "_SMALL_CELLS", 120)  # several passes
 
 
 def test_a_generation_has_every_row_once_sorted(tmp_path, fill, holds):

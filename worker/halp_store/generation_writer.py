@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +31,7 @@ from halp_store.generation import (
     attributes_of,
 )
 from halp_store.layout import TEXT_COLUMNS, Layout
+from halp_store.names import is_generation
 from halp_store.places import Part
 from halp_store.published import PublishedGroup
 from halp_store.row_order import RowOrder
@@ -39,6 +41,10 @@ from halp_store.storage import GENERATIONS, METADATA, Storage
 
 # Shards on their way to the disk while the next one is encoded; each is held in memory.
 _WRITES: Final = 2
+# Small keys that are written at once: syncs that run together share a commit of the disk's journal.
+_UPLOADS: Final = 8
+# Texts and integers that are gathered in one pass over the segments: some 300 MB of them.
+_SMALL_CELLS: Final = 2_000_000
 
 
 class GenerationWriter:
@@ -58,6 +64,8 @@ class GenerationWriter:
         self._values: dict[str, Buffer] = {}
         self._group = zarr.create_group(MemoryStore(self._values), zarr_format=3)
         self._documents: dict[str, bytes] = {}
+        self._opened: dict[str, PublishedGroup] = {}
+        self._opening = Lock()
         self._progress, self._done = progress, 0
         vectors = layout.vector_columns().values()
         self._total = sum(2 * 4 * self._rows * math.prod(shape) for _, shape in vectors)
@@ -66,9 +74,9 @@ class GenerationWriter:
         """All of it; False if what an earlier version began has another form."""
         storage = self._storage
         self._report(0)
-        with ThreadPoolExecutor(_WRITES) as uploads:
-            for name, dims, shape in self._small_columns():
-                if not self._small(uploads, name, dims, shape):
+        with ThreadPoolExecutor(max(_UPLOADS, storage.concurrency)) as uploads:
+            for name, (dims, values) in self._small_columns():
+                if not self._small(uploads, name, dims, values):
                     return False
             for name, (dims, shape) in self._layout.vector_columns().items():
                 if not self._large(uploads, scratch, name, dims, shape):
@@ -81,68 +89,70 @@ class GenerationWriter:
         storage.publish(f"{self._prefix}/{METADATA}", group_document(attributes, staged))
         return True
 
-    def _small_columns(self) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
-        """(name, dims after `question`, their lengths)"""
-        for name in TEXT_COLUMNS:
-            yield name, (), ()
-        for name, (dims, shape) in self._layout.integer_columns().items():
-            yield name, dims, shape
-        yield ORIGIN_COLUMN, (), ()
-        yield "layer", (), ()
+    def _small_columns(self) -> Iterator[tuple[str, tuple[tuple[str, ...], npt.NDArray[Any]]]]:
+        """name -> (dims, values), of texts, integers and the coordinate `layer`."""
+        order = self._order
+        yield "layer", (("layer",), np.asarray(self._layout.layers, np.int64))
+        yield ORIGIN_COLUMN, (("question",), order.origins)
+        yield "question_id", (("question",), np.array(order.ids, dtype=object))
+        integers = self._layout.integer_columns()
+        names = [*(name for name in TEXT_COLUMNS if name != "question_id"), *integers]
+        together = max(1, _SMALL_CELLS // self._rows)
+        for start in range(0, len(names), together):
+            some = {name: integers.get(name, ((), ())) for name in names[start : start + together]}
+            columns = {
+                name: np.empty((self._rows, *shape), np.int64 if name in integers else object)
+                for name, (_, shape) in some.items()
+            }
+
+            def take(source: Part, columns: dict[str, npt.NDArray[Any]] = columns) -> None:
+                group = self._open(source.name)
+                for name, column in columns.items():
+                    shape = (source.length, *column.shape[1:])
+                    group.fill(column, source.targets, name, shape, source.rows)
+
+            with ThreadPoolExecutor(self._storage.concurrency) as threads:
+                for _ in threads.map(take, order.sources):
+                    pass
+            for name, (dims, _) in some.items():
+                yield name, (("question", *dims), columns[name])
 
     def _small(
         self,
         uploads: ThreadPoolExecutor,
         name: str,
         dims: tuple[str, ...],
-        shape: tuple[int, ...],
+        values: npt.NDArray[Any],
     ) -> bool:
-        if name == "layer":
-            values: npt.NDArray[Any] = np.asarray(self._layout.layers, np.int64)
-            names: tuple[str, ...] = ("layer",)
-        else:
-            names = ("question", *dims)
-            values = self._small_values(name, shape)
         chunks = (min(TEXT_ROWS, len(values)), *values.shape[1:])
-        array = add_array(self._group, name, names, values.shape, values.dtype, chunks)
+        array = add_array(self._group, name, dims, values.shape, values.dtype, chunks)
         if not self._same_form(name):
             return False
         array[...] = values
         _settle([uploads.submit(self._publish, key) for key in self._keys_of(name)])
         return True
 
-    def _small_values(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        order = self._order
-        if name == ORIGIN_COLUMN:
-            return order.origins
-        if name == "question_id":
-            return np.array(order.ids, dtype=object)
-        is_text = name in TEXT_COLUMNS
-        column = np.empty((self._rows, *shape), object if is_text else np.int64)
-        for _ in self._gathered(name, shape, order.sources, column):
-            pass
-        return column
-
     def _gathered(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        sources: Sequence[Part],
-        column: npt.NDArray[Any] | ScratchColumn,
+        self, name: str, shape: tuple[int, ...], sources: Sequence[Part], column: ScratchColumn
     ) -> Iterator[Part]:
         """Brings the rows of the sources into `column`; yields each that is done."""
 
         def take(source: Part) -> Part:
-            group = PublishedGroup(self._storage, source.name)
-            values = group.read(name, (source.length, *shape), source.rows)
-            if isinstance(column, ScratchColumn):
-                column.put(source.targets, values)
-            else:
-                column[source.targets] = values
+            group = self._open(source.name)
+            column.put(source.targets, group.read(name, (source.length, *shape), source.rows))
             return source
 
         with ThreadPoolExecutor(self._storage.concurrency) as threads:
             yield from threads.map(take, sources)
+
+    def _open(self, name: str) -> PublishedGroup:
+        """A generation once, since it has many parts; segments are too many to keep."""
+        if not is_generation(name):
+            return PublishedGroup(self._storage, name)
+        with self._opening:
+            if name not in self._opened:
+                self._opened[name] = PublishedGroup(self._storage, name)
+        return self._opened[name]
 
     def _large(
         self,
