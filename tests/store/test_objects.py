@@ -31,6 +31,8 @@ from halp_store.writer import StoreWriter
 from .conftest import assert_columns
 from .s3_server import Proxy, make_bucket, s3_server
 
+pytestmark = pytest.mark.slow  # a server in a process of its own
+
 SECRET = "a-secret-nobody-may-see"
 _numbers = itertools.count()
 
@@ -160,7 +162,6 @@ for batch in batches:
 """
 
 
-@pytest.mark.slow
 def test_workers_at_once_store_each_row_once(url, make_rows, tmp_path):
     """Three processes with the same rows in other orders: every receipt holds, no id is twice."""
     ids = [f"q{one}" for one in range(24)]
@@ -201,7 +202,6 @@ compact(storage)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("puts", [1, 7, 25, 35])
 def test_a_compaction_that_is_killed_goes_on(url, layout, make_rows, puts):
     """Wherever it was: readers see all rows meanwhile, the next one ends it."""
@@ -235,7 +235,6 @@ def test_a_staged_segment_is_fenced_or_published_never_both(url, layout, make_ro
         assert (f"q{number}" in open_store(url)) == published.result()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["lose", "409", "503"])
 def test_a_put_that_fails_at_any_point_leaves_one_row_and_a_right_receipt(
     proxy, url, layout, make_rows, fault
@@ -273,7 +272,6 @@ def test_412_for_what_nobody_wrote_is_tried_again(proxy, url):
     assert storage.read("key") == b"mine"
 
 
-@pytest.mark.slow
 def test_a_listing_that_lags_loses_no_row(proxy, url, layout, make_rows):
     """Another's segment is not listed yet: its row may be written again, and is shown once."""
     first = StoreWriter.open(url, layout, worker="a", provenance={})
