@@ -8,7 +8,9 @@ import pytest
 import tensorstore
 import xarray
 import zarr
+from typer.testing import CliRunner
 
+from halp_store.cli import app
 from halp_store.compaction import compact
 from halp_store.features import FeatureBatch
 from halp_store.fence import fence_segment
@@ -152,3 +154,20 @@ def test_tensorstore_reads_what_we_read(store):
     np.testing.assert_array_equal(
         array.read().result(), zarr.open_group(segment, mode="r")["query_token"][...]
     )
+
+
+def test_the_exports_page_reads_what_was_exported(store):
+    """Parquet, Zarr, safetensors and npz, with the lines that the page shows."""
+    compact(store)
+    for out, form in (
+        *(("run1.parquet", "parquet"), ("out.zarr", "zarr")),
+        *(("run1.safetensors", "safetensors"), ("run1.npz", "npz")),
+    ):
+        ended = CliRunner().invoke(app, ["export", "run1.zarr", out, "--format", form])
+        assert ended.exit_code == 0, ended.output
+    names = run("exports.md")
+    ids, expected = open_store("run1.zarr").array("query_token", layer=21)
+    np.testing.assert_array_equal(names["X"], expected)
+    np.testing.assert_array_equal(names["states"], expected)
+    assert tuple(names["ids"]) == ids
+    assert tuple(names["answers"]) == open_store("run1.zarr").text("answer")
