@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from multiprocessing import get_context
 
@@ -14,6 +13,8 @@ from halp_store.layout import Layout
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
 
+from .dying import DyingStorage
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
@@ -23,34 +24,14 @@ TINY = Layout((0,), ("query_token",), 4, 3, "bfloat16", {})
 STAGED_FILES = 36
 
 
-class DyingStorage(LocalStorage):
-    """Kills its own process at the n-th operation: 2k before the k-th, 2k + 1 after it."""
-
-    def __init__(self, root, point):
-        super().__init__(root)
-        self._left, self._lock = point, threading.Lock()
-
-    def _die_or(self, operation, *arguments):
-        with self._lock:
-            point, self._left = self._left, self._left - 2
-        if point == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        answer = operation(*arguments)
-        if point == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
+class DyingAnywhere(DyingStorage):
+    """At reads and staged keys too."""
 
     def read(self, key):
         return self._die_or(super().read, key)
 
     def write(self, key, value):
         return self._die_or(super().write, key, value)
-
-    def sync(self, prefixes):
-        return self._die_or(super().sync, prefixes)
-
-    def publish(self, key, value):
-        return self._die_or(super().publish, key, value)
 
 
 def _ended(child):
@@ -82,7 +63,7 @@ def test_a_kill_at_any_operation_leaves_all_rows_or_none(tmp_path, make_rows, op
         path = tmp_path / str(point)
 
         def commit(path=path, point=point):
-            writer = open_writer(path, TINY, storage=DyingStorage(path, point))
+            writer = open_writer(path, TINY, storage=DyingAnywhere(path, point))
             writer.append(features)
             writer.flush()
 

@@ -23,6 +23,7 @@ from halp_store.reader import open_store
 from halp_store.scratch import ScratchColumn
 
 from .conftest import assert_columns
+from .dying import DyingStorage
 
 IDS = [f"question_comb_{number}" for number in range(50)]
 
@@ -177,30 +178,6 @@ def test_a_layout_with_one_layer_can_be_compacted(tmp_path, open_writer, make_ro
     assert_columns(open_store(tmp_path).read(), expected)
 
 
-class Killed(LocalStorage):
-    """Kills its own process at the n-th change of the disk: before it, or after it."""
-
-    def __init__(self, root, point):
-        super().__init__(root)
-        self._point, self._lock = point, threading.Lock()
-
-    def _or_die(self, operation, *arguments):
-        with self._lock:
-            point, self._point = self._point, self._point - 2
-        if point == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        answer = operation(*arguments)
-        if point == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
-
-    def publish(self, key, value):
-        return self._or_die(super().publish, key, value)
-
-    def sync(self, prefixes):
-        return self._or_die(super().sync, prefixes)
-
-
 @pytest.mark.slow
 def test_killed_at_each_write_it_goes_on(tmp_path, fill, holds, fork):
     """Before and after each change: readers see every row meanwhile, and the next call ends it."""
@@ -209,7 +186,7 @@ def test_killed_at_each_write_it_goes_on(tmp_path, fill, holds, fork):
     for point in range(1000):
         path = tmp_path / f"{point}"
         shutil.copytree(tmp_path / "whole", path)
-        child = fork(lambda path=path, point=point: compact(Killed(path, point)))
+        child = fork(lambda path=path, point=point: compact(DyingStorage(path, point)))
         _, status = os.waitpid(child, 0)
         if status == 0:
             break
@@ -217,7 +194,7 @@ def test_killed_at_each_write_it_goes_on(tmp_path, fill, holds, fork):
         assert os.WTERMSIG(status) == signal.SIGKILL
         holds(path, IDS[:12])
         # A rerun that is killed too, somewhere else, does not matter.
-        os.waitpid(fork(lambda path=path, point=point: compact(Killed(path, point // 2))), 0)
+        os.waitpid(fork(lambda path=path, point=point: compact(DyingStorage(path, point // 2))), 0)
         done = compact(LocalStorage(path))
         assert done.generation == "compacted/000001"
         assert holds(path, IDS[:12]).segments == []

@@ -14,7 +14,7 @@ from typing import Any, Final
 from halp_store.errors import DamagedSegment
 from halp_store.layout import LAYOUT_VERSION
 from halp_store.names import generation_name, generation_number
-from halp_store.segment import TOMBSTONE, parse_json
+from halp_store.segment import group_attributes
 from halp_store.storage import GENERATIONS, METADATA, Storage
 
 SHARD_ROWS: Final = 2048
@@ -77,15 +77,9 @@ def parse_generation(document: bytes) -> Generation | None:
 
     Raises ValueError saying what is wrong with it.
     """
-    parsed = parse_json(document)
-    attributes = parsed.get("attributes") if isinstance(parsed, dict) else None
-    if not isinstance(attributes, dict):
-        raise ValueError("expected the metadata of a Zarr group, got something else")
-    if attributes.get(TOMBSTONE):
+    attributes = group_attributes(document)
+    if attributes is None:
         return None
-    version = attributes.get("layout_version")
-    if version != LAYOUT_VERSION:
-        raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {version!r}")
     try:
         recorded = attributes["provenance"]
         segments = tuple(

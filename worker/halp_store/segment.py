@@ -83,10 +83,10 @@ def build_segment(
     return Segment(name, nonce, staged, group_document(attributes, staged))
 
 
-def parse_header(document: bytes) -> Header | None:
-    """The header in a segment's zarr.json; None for a tombstone.
+def group_attributes(document: bytes) -> dict[str, Any] | None:
+    """The attributes in the zarr.json of a segment or a generation; None for a tombstone.
 
-    Raises ValueError saying what is wrong with it.
+    Raises ValueError saying what is wrong with it, the layout version above all.
     """
     parsed = parse_json(document)
     attributes = parsed.get("attributes") if isinstance(parsed, dict) else None
@@ -97,6 +97,17 @@ def parse_header(document: bytes) -> Header | None:
     version = attributes.get("layout_version")
     if version != LAYOUT_VERSION:
         raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {version!r}")
+    return attributes
+
+
+def parse_header(document: bytes) -> Header | None:
+    """The header in a segment's zarr.json; None for a tombstone.
+
+    Raises ValueError saying what is wrong with it.
+    """
+    attributes = group_attributes(document)
+    if attributes is None:
+        return None
     nonce = attributes.get("nonce")
     ids, hashes = attributes.get("question_ids"), attributes.get("content_hashes")
     if not (isinstance(nonce, str) and _are_texts(ids) and _are_texts(hashes)):
