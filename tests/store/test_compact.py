@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from halp_store import compaction, generation_writer
+from halp_store import generation, generation_writer
 from halp_store.compaction import compact
 from halp_store.errors import DamagedSegment, NoRoom, NotAStore
 from halp_store.layout import Layout
@@ -383,7 +383,7 @@ def test_a_listing_that_lags_hides_no_generation(tmp_path, fill, holds):
     compact(LocalStorage(tmp_path))
     assert open_store(tmp_path, storage=Late(tmp_path)).generation == "compacted/000001"
     assert compact(Late(tmp_path)).segments == 0
-    assert compaction.plan_key(1) == "compacted/.plans/000001.json"
+    assert generation.plan_key(1) == "compacted/.plans/000001.json"
 
 
 def test_one_that_finds_its_segments_pruned_takes_the_others_generation(
@@ -417,6 +417,8 @@ def test_a_generation_that_lost_its_metadata_is_never_mixed_with_a_new_one(
     prune(LocalStorage(tmp_path), grace_seconds=0)
     (tmp_path / "compacted/000001/zarr.json").unlink()
     fill(tmp_path, IDS[10:20], worker="again")
+    with pytest.raises(DamagedSegment, match=r"compacted/000001: its zarr\.json: is missing"):
+        open_store(tmp_path)
     assert compact(LocalStorage(tmp_path)).generation == "compacted/000002"
     store = open_store(tmp_path)
     assert list(store) == sorted(IDS[10:20])

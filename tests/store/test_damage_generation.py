@@ -100,17 +100,17 @@ def test_harm_to_any_file_is_found_and_no_reader_makes_anything_up(path, good, h
             assert f"generation {NAME}: {part}: " in one.sentence
         assert all(f"restore {NAME} from a copy" in one.sentence for one in found)
         assert all(f"or delete {NAME} and compact again" in one.sentence for one in found)
-        if array or harm not in (remove, empty):
-            _assert_right_or_refused(path, good, array)
+        _assert_right_or_refused(path, good, array)
         file.write_bytes(content)
     assert verify_store(path).ok
 
 
 def test_a_generation_whose_zarr_json_has_gone_is_found(path):
-    """Readers cannot tell it from one that is being written; the plan of that is not there."""
+    """Of one that is being written there is a plan: readers and verify look for that."""
     for harm in (remove, empty):
         harm(path / NAME / "zarr.json")
-        assert list(open_store(path)) == []
+        with pytest.raises(DamagedSegment, match=rf"{NAME}: its zarr\.json: is missing"):
+            open_store(path)
         (problem,) = verify_store(path).problems
         assert "is missing or empty, and no compaction has planned to write it" in problem.sentence
 

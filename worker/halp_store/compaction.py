@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from halp_store.errors import CompactionFailed, DamagedSegment, GoneSegment
-from halp_store.generation import Generation, newest_generation, read_generation
+from halp_store.generation import Generation, newest_generation, plan_key, read_generation
 from halp_store.generation_writer import GenerationWriter
 from halp_store.index import SegmentIndex
 from halp_store.layout import Layout
@@ -34,10 +34,8 @@ from halp_store.names import generation_name, group_prefix
 from halp_store.root import read_root
 from halp_store.row_order import RowOrder, order_rows
 from halp_store.segment import TOMBSTONE_DOCUMENT, parse_json
-from halp_store.storage import GENERATIONS, METADATA, PARTIAL, Storage
+from halp_store.storage import METADATA, PARTIAL, Storage
 
-# Outside of what readers list.
-PLANS: Final = f"{GENERATIONS}/.plans"
 # A plan is given up only if its segments have gone; more often in a row means that it is broken.
 _PLANS_TRIED: Final = 4
 
@@ -116,11 +114,6 @@ def compact(
     else:
         raise CompactionFailed(storage.where, _PLANS_TRIED)
     return Compaction(done.name, done.rows, taken, resumed, dropped, contradictions)
-
-
-def plan_key(number: int) -> str:
-    """Of the plan of a generation."""
-    return f"{PLANS}/{number:06d}.json"
 
 
 def _plan(storage: Storage, done: Generation | None) -> _Plan | None:

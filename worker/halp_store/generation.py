@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from halp_store.errors import DamagedSegment
+from halp_store.errors import DamagedSegment, GoneSegment
 from halp_store.layout import LAYOUT_VERSION
 from halp_store.names import generation_name, generation_number
 from halp_store.segment import group_attributes
@@ -23,6 +23,10 @@ CHUNK_ROWS: Final = 64
 """What is decompressed for one row: half a millisecond a layer."""
 TEXT_ROWS: Final = 1024
 """Of a text or integer column, which has no shards."""
+
+PLANS: Final = f"{GENERATIONS}/.plans"
+"""Outside of what readers list: a plan is there before anything of its generation is, and goes when
+that generation is pruned after."""
 
 ORIGIN_COLUMN: Final = "segment"
 """Integer column that generations alone have, dims (question): which of `segments` the row was
@@ -127,3 +131,24 @@ def list_generations(storage: Storage) -> list[int]:
     """The numbers of all that is there, published or not, ascending."""
     names = map(generation_number, storage.list_names(GENERATIONS))
     return sorted(number for number in names if number)
+
+
+def plan_key(number: int) -> str:
+    """Of the plan of a generation."""
+    return f"{PLANS}/{number:06d}.json"
+
+
+def check_none_is_lost(storage: Storage, newest: Generation | None) -> None:
+    """Raises GoneSegment for a generation after `newest` that has lost its zarr.json.
+
+    One that is being written has none either, but it has a plan.
+    """
+    known = newest.number if newest else 0
+    for number in list_generations(storage):
+        name = generation_name(number)
+        if number <= known or storage.read(plan_key(number)) is not None:
+            continue
+        # Published and pruned after since it was listed? Then it has one, or there is a newer one.
+        if storage.read(f"{name}/{METADATA}") or newest_generation(storage, newest) is not newest:
+            continue
+        raise GoneSegment(storage.where, name, None, "is missing, although it was published")

@@ -12,9 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from halp_store.compaction import PLANS, plan_key
 from halp_store.errors import PruneRefused
-from halp_store.generation import Generation, list_generations, newest_generation, read_generation
+from halp_store.generation import (
+    PLANS,
+    Generation,
+    list_generations,
+    newest_generation,
+    plan_key,
+    read_generation,
+)
 from halp_store.inspection import inspect_generation
 from halp_store.names import generation_name, group_prefix
 from halp_store.root import read_root

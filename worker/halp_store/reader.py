@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from halp_store.address import storage_at
+from halp_store.generation import check_none_is_lost
 from halp_store.groups import Groups
 from halp_store.places import Places
 from halp_store.root import read_root
@@ -22,7 +23,8 @@ from halp_store.view import View
 def open_store(path_or_url: str | os.PathLike[str], *, storage: Storage | None = None) -> Store:
     """The store at `path_or_url`, for reading, as of now.
 
-    storage: instead of what `path_or_url` names. Raises NotAStore or LayoutVersionError.
+    storage: instead of what `path_or_url` names.
+    Raises NotAStore, LayoutVersionError, or DamagedSegment.
     """
     return Store(storage or storage_at(path_or_url))
 
@@ -39,6 +41,7 @@ class Store(View):
         super().__init__(Groups(storage, read_root(storage)), (), nowhere)
         self._shown: object = None
         self.refresh()
+        check_none_is_lost(storage, self._groups.index.generation)
 
     def refresh(self) -> None:
         """Show what was committed since. Views that were taken from it stay as they are.

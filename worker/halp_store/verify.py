@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from halp_store.address import storage_at
-from halp_store.compaction import plan_key
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
 from halp_store.generation import (
     Generation,
     list_generations,
     newest_generation,
+    plan_key,
     read_generation,
 )
 from halp_store.index import SegmentIndex
