@@ -29,7 +29,7 @@ def test_a_signal_commits_the_batch_in_hand_and_gives_the_rest_back_at_once(
     is counted; the batch in hand is stored and acknowledged; the group is left."""
     jobs = [make_job(n) for n in range(12)]
     fleet.enqueue(*jobs)
-    leaving = fleet.start("--batch-ms", "3000", "--batch-size", "4")
+    leaving = fleet.start("--batch-ms", "6000", "--batch-size", "4")
     wait_until(lambda: fleet.status().in_flight == 12)
     wait_until(lambda: "extracting 4" in leaving.log.read_text())
     leaving.signal(number)
