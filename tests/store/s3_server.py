@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import select
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -16,34 +16,56 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 
 START_SECONDS = 30
+POLL_SECONDS = 0.01  # the proxy ends that fast
 CONFLICT = b"<Error><Code>ConditionalRequestConflict</Code><Message>again</Message></Error>"
 EXISTS = b"<Error><Code>PreconditionFailed</Code><Message>is there</Message></Error>"
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 DOWN = b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"
+ANSWERS = {"403": DENIED, "409": CONFLICT, "412": EXISTS, "503": DOWN}
 
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """Its endpoint. A process of its own: its threads and warnings are not ours."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Its endpoint. A process of its own: its threads and warnings are not ours. It ends with
+    this one, too, however that ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
-        over = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if time.monotonic() > over or process.poll() is not None:
-                raise RuntimeError("the S3 server does not start")
-            time.sleep(0.05)
+        # It prints its port once it listens.
+        ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+        port = process.stdout.readline().strip() if ready else ""
+        if not port:
+            raise RuntimeError("the S3 server does not start")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def _serve() -> None:
+    """Until stdin ends. Moto's server looks whether a key exists and then puts it, in a thread per
+    request: two could both win. S3 promises that one does, so here puts go one after the other."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+    from moto.s3.responses import S3Response
+
+    put, lock = S3Response.put_object, threading.Lock()
+
+    def put_alone(self: S3Response) -> object:
+        with lock:
+            return put(self)
+
+    S3Response.put_object = put_alone
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    print(server.get_host_and_port()[1], flush=True)
+    sys.stdin.read()
 
 
 def make_bucket(endpoint: str, name: str) -> None:
@@ -59,7 +81,8 @@ def make_bucket(endpoint: str, name: str) -> None:
 
 
 Fault = Callable[[str, str], str | None]
-"""(method, path with query) -> "lose" the reply, "409", "412", "503", "stale" listing, or None."""
+"""(method, path with query) -> "lose" the reply, "403", "409", "412", "503", "stale" listing, or
+None."""
 
 
 class Proxy:
@@ -75,14 +98,14 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a body after its headers would wait 40 ms
 
             def _handle(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with proxy._lock:
                     proxy.seen.append((self.command, self.path))
                     fault = proxy.fault(self.command, self.path)
-                if fault in {"409", "412", "503"}:
-                    text = {"409": CONFLICT, "412": EXISTS, "503": DOWN}[fault]
+                if text := ANSWERS.get(fault or ""):
                     return self._answer(int(fault), [("Content-Type", "application/xml")], text)
                 is_listing = "list-type" in parse_qs(urlsplit(self.path).query)
                 if fault == "stale" and self.path in proxy._listings:
@@ -125,7 +148,9 @@ class Proxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL_SECONDS,), daemon=True
+        )
 
     def __enter__(self) -> Proxy:
         self._thread.start()
@@ -135,3 +160,7 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -38,12 +38,23 @@ def test_what_is_no_place_for_a_store_is_refused(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://key:hidden@bucket/run", "s3://bucket/run?secret=hidden", "s3://bucket:hidden/run"]
+    "url",
+    [
+        *("s3://key:hidden@bucket/run", "s3://bucket/run?secret=hidden", "s3://bucket:hidden/run"),
+        "s3://bucket/run#hidden",
+    ],
 )
 def test_credentials_in_an_address_are_refused_and_not_shown(url):
     """They come from the environment or a profile."""
     with pytest.raises(BadAddress, match="environment") as caught:
         storage_at(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_secret_behind_one_slash_is_not_shown():
+    """Half a URL is refused as such, and what follows may be meant to be hidden."""
+    with pytest.raises(BadAddress, match="two slashes") as caught:
+        storage_at("s3:/key:hidden@bucket/run")
     assert "hidden" not in str(caught.value)
 
 

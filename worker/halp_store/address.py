@@ -52,7 +52,8 @@ class BucketAddress:
         """Raises BadAddress. Nothing is decoded: `%20` in a key is three characters."""
         found = _URL.fullmatch(url)
         if not found:
-            raise BadAddress(f"expected a URL, got {url!r}: {_WORKING}")
+            # What is there instead may be a secret: `s3:/key:secret@bucket`.
+            raise BadAddress(f"expected two slashes after the scheme: {_WORKING}")
         scheme = _SCHEMES.get(found["scheme"].lower())
         if scheme is None:
             raise BadAddress(f"{found['scheme']}:// is no place for a store: {_WORKING}")

@@ -157,6 +157,14 @@ def lacks_bucket(error: Exception) -> bool:
     return any(sign in str(error) for sign in _NO_BUCKET)
 
 
+def is_final(error: Exception) -> bool:
+    """Whether the server refused the request, and would refuse it again: nothing was done."""
+    status = re.search(r"status code: (\d{3})", str(error))
+    if status is None:
+        return "Received redirect" in str(error)
+    return status[1].startswith("4") and status[1] not in {"408", "409", "412", "429"}
+
+
 def is_beyond_end(error: Exception) -> bool:
     """Whether a range of bytes was refused because nothing of it is there."""
     # An empty value: some servers refuse any range of it, some answer with all of it.
@@ -185,9 +193,12 @@ def explained(error: Exception, address: BucketAddress, doing: str) -> OSError:
             return ConnectionError(f"{said}; it went on for longer than a retry helps")
         return OSError(said)
     reason = _short(text)
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return PermissionError(f"{where}: {reason}; {_CHECK[address.scheme]}")
     if "redirect" in reason:
         return OSError(f"{where}: {reason}; is AWS_REGION the bucket's region?")
-    if re.search(r"timed? ?out", str(error), re.IGNORECASE):
+    # Not the setting of that name, which every error of the client repeats.
+    if re.search(r"(?<!retry_)timed? ?out", str(error), re.IGNORECASE):
         return TimeoutError(f"{where}: no answer in time ({reason}); is the endpoint right?")
     if "HTTP error" in reason or "error sending request" in reason:
         return ConnectionError(f"{where}: no answer ({reason}); is the endpoint right, and up?")

@@ -21,7 +21,14 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 
 from halp_store.address import BucketAddress
-from halp_store.bucket import Patience, explained, is_beyond_end, lacks_bucket, open_bucket
+from halp_store.bucket import (
+    Patience,
+    explained,
+    is_beyond_end,
+    is_final,
+    lacks_bucket,
+    open_bucket,
+)
 from halp_store.storage import METADATA
 
 if TYPE_CHECKING:
@@ -175,6 +182,8 @@ class ObjectStorage:
                 # 412; also the 409 of two puts at once, after which there may be none.
                 failure: Exception = error
             except GenericError as error:
+                if is_final(error):
+                    raise explained(error, self._address, f"create {key}") from None
                 failure = error
             except _ERRORS as error:
                 raise explained(error, self._address, f"create {key}") from None
