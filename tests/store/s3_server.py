@@ -17,11 +17,12 @@ import boto3
 
 START_SECONDS = 30
 POLL_SECONDS = 0.01  # the proxy ends that fast
+INVALID = b"<Error><Code>InvalidRequest</Code><Message>no</Message></Error>"
 CONFLICT = b"<Error><Code>ConditionalRequestConflict</Code><Message>again</Message></Error>"
 EXISTS = b"<Error><Code>PreconditionFailed</Code><Message>is there</Message></Error>"
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 DOWN = b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"
-ANSWERS = {"403": DENIED, "409": CONFLICT, "412": EXISTS, "503": DOWN}
+ANSWERS = {"400": INVALID, "403": DENIED, "409": CONFLICT, "412": EXISTS, "503": DOWN}
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def make_bucket(endpoint: str, name: str) -> None:
 
 
 Fault = Callable[[str, str], str | None]
-"""(method, path with query) -> "lose" the reply, "403", "409", "412", "503", "stale" listing, or
+"""(method, path with query) -> "lose" the reply, a status of `ANSWERS`, a "stale" listing, or
 None."""
 
 
