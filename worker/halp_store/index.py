@@ -130,7 +130,9 @@ class SegmentIndex:
 
     def _read_new(self, newest: Generation | None) -> tuple[list[_Found], list[str]]:
         """Segments that are new and not covered, and the names of those that were fenced."""
-        covered = {one.name for one in newest.segments} if newest else set()
+        # Those that the known generation covers count as published already.
+        is_known = newest is self._generation
+        covered = {one.name for one in newest.segments} if newest and not is_known else set()
         found: list[_Found] = []
         fenced: list[str] = []
         for name in self._storage.list_names(SEGMENTS):
