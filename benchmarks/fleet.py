@@ -40,7 +40,7 @@ from halp_producer.enqueue import CHUNK_JOBS, create_group, enqueue_jobs  # noqa
 from halp_producer.job import Job  # noqa: E402
 from halp_producer.keys import DONE, GROUP, RunKeys  # noqa: E402
 from halp_producer.status import run_status  # noqa: E402
-from halp_store.features import _seal_receipt  # noqa: E402 - as the consumer's tests do
+from halp_store.features import StoredRow, _seal_receipt  # noqa: E402 - as the consumer's tests do
 from halp_store.verify import verify_store  # noqa: E402
 from halp_store.writer import StoreWriter  # noqa: E402
 from halp_worker.batcher import Batch  # noqa: E402
@@ -476,7 +476,10 @@ def fetch_ms(consumer: Consumer) -> float:
     began = time.perf_counter()
     jobs = consumer.read(2, 0)
     consumer.begin(jobs)
-    acknowledged = consumer.ack(_seal_receipt(tuple(row_key(one.job) for one in jobs)))
+    stored = tuple(
+        StoredRow(row_key(one.job), "bench", row, "Yes.") for row, one in enumerate(jobs)
+    )
+    acknowledged = consumer.ack(_seal_receipt(stored))
     taken = time.perf_counter() - began
     assert acknowledged == 2, f"acknowledged {acknowledged} of 2 jobs"
     return taken * 1000

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import sys
 import tempfile
+import termios
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,6 +113,69 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.005)
 
     return wait
+
+
+_AT_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class Terminal:
+    """A program at a terminal of its own, and all that it wrote there so far."""
+
+    def __init__(self, arguments: Sequence[str], columns: int, lines: int) -> None:
+        self._leader, follower = os.openpty()
+        size = struct.pack("HHHH", lines, columns, 0, 0)
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+        plain = {name: os.environ[name] for name in os.environ.keys() - {"COLUMNS", "LINES"}}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _AT_TERMINAL, *arguments],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            env={**plain, "TERM": "xterm"},
+        )
+        os.close(follower)
+        self.raw = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # Linux says so when the other side is closed
+            while chunk := os.read(self._leader, 65536):
+                self.raw += chunk
+
+    @property
+    def text(self) -> str:
+        """Without what moves the cursor and colours."""
+        return _ESCAPES.sub("", self.raw.decode(errors="replace"))
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._leader, b"\x03")
+
+    def wait(self) -> int:
+        """The exit code, once all was read."""
+        code = self.process.wait(60)
+        self._thread.join(10)
+        return code
+
+    def end(self) -> None:
+        self.process.kill()
+        self.wait()
+        os.close(self._leader)
+
+
+@pytest.fixture
+def at_terminal() -> Iterator[Callable[..., Terminal]]:
+    """`at_terminal(program, *arguments)`: what a person sees who starts it. `columns`, `lines`."""
+    started: list[Terminal] = []
+
+    def start(*arguments: str, columns: int = 100, lines: int = 24) -> Terminal:
+        started.append(Terminal(arguments, columns, lines))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
 
 
 @pytest.fixture

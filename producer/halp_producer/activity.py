@@ -7,6 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+RUNNING: Final = "running"
 STOPPED: Final = "stopped"
 """The state of a worker that left by itself; it says so in its last heartbeat."""
 
@@ -17,6 +18,9 @@ class WorkerActivity(BaseModel):
     Times are Unix milliseconds. `done` and `failed` count since this worker started;
     `rows_per_second` is its rate over the last minute or since its start. `polled_ms`: when the
     server last answered its read, 0 if it has not yet; while a batch runs, not after its start.
+    `batch_jobs`: of the last batch, 0 before the first. `memory_bytes`: the most that was in use,
+    of the device where that is CUDA, else of the process. `store`: its path or URL. Zero and empty
+    too where a worker of an older version does not say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,6 +38,9 @@ class WorkerActivity(BaseModel):
     done: int = 0
     failed: int = 0
     rows_per_second: float = 0.0
+    batch_jobs: int = 0
+    memory_bytes: int = 0
+    store: str = ""
 
 
 def read_activity(value: bytes) -> WorkerActivity | None:

@@ -17,12 +17,14 @@ class Books:
 
     enqueued, done, failed: the counters. stream: entries on the jobs stream. pending: those of them
     that a consumer holds. delayed: those of these that DELAYED holds. due: jobs with a due time.
-    letters: entries on the failed stream. known: ids. attempts: jobs with one.
+    reasons: sum of the counters of failed ones by reason. letters: entries on the failed stream.
+    known: ids. attempts: jobs with one.
     """
 
     enqueued: int
     done: int
     failed: int
+    reasons: int
     stream: int
     pending: int
     delayed: int
@@ -64,6 +66,13 @@ def _imbalances(books: Books) -> Iterator[str]:
             f"{_jobs(books.delayed)} delayed, but {books.due:,} with a due time: something other "
             "than halp-worker changed pending entries or due times; a delayed job without a due "
             "time is never tried again: `halp-producer cancel` and `failed retry` bring it back"
+        )
+    if books.reasons != books.failed:
+        yield (
+            f"{books.failed:,} failed by the count, but {books.reasons:,} by the counts of each "
+            "reason: something other than halp-producer and halp-worker changed them, or an older "
+            "version of these failed jobs of this run; this costs the view by reason and nothing "
+            "else"
         )
     if books.letters != books.failed:
         yield (

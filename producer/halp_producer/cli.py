@@ -13,14 +13,15 @@ from typing import Annotated
 import redis
 import typer
 
-from halp_producer import __version__, failed_cli
+from halp_producer import __version__, ask_cli, failed_cli
 from halp_producer.balance import imbalances
 from halp_producer.columns import Columns
 from halp_producer.console import Json, errors, print_json
 from halp_producer.dataset import Dataset
 from halp_producer.enqueue import CHUNK_JOBS
-from halp_producer.images import ImageRoot
+from halp_producer.images import DEFAULT_INLINE_BYTES, ImageRoot
 from halp_producer.intake import OnInvalid, enqueue_dataset
+from halp_producer.job import MAX_IMAGE_BYTES
 from halp_producer.keys import RunKeys
 from halp_producer.move_report import OF_JOBS, MoveReport, require_one_way
 from halp_producer.moves import cancel_all, cancel_jobs
@@ -29,7 +30,7 @@ from halp_producer.order import GroupBy
 from halp_producer.progress import counting, listening
 from halp_producer.server import DEFAULT_URL, advice, connect, connect_exact
 from halp_producer.status import read_run, require_run
-from halp_producer.wording import report_text, status_text, sum_text
+from halp_producer.wording import report_text, run_option, status_text, sum_text
 
 app = typer.Typer(
     help="Puts datasets of (image, question, ground truth) on a stream, and says how far it is.",
@@ -39,6 +40,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(failed_cli.app, name="failed")
+app.command(
+    "ask",
+    epilog='\b\nExamples:\n  halp-producer ask kettle.jpg "Is there a kettle?"'
+    '\n  halp-producer ask kitchen/0.jpg "What is it?" --image-root /data/images --run pilot',
+)(ask_cli.ask_question)
 
 
 def _mapping(options: list[str] | None) -> list[str]:
@@ -62,6 +68,7 @@ def _options(
     epilog="\b\nExamples:\n  halp-producer enqueue questions.jsonl --image-root /data/images"
     "\n  halp-producer enqueue questions.csv.gz --run pilot --on-invalid skip"
     "\n  halp-producer enqueue questions.jsonl --map image=path_column --dry-run"
+    "\n  halp-producer enqueue questions.jsonl --image-root . --inline-images --max-backlog 1000"
 )
 def enqueue(
     dataset: Annotated[
@@ -83,6 +90,24 @@ def enqueue(
             "Not checked where this machine does not see the directory.",
         ),
     ] = None,
+    inline_images: Annotated[
+        bool,
+        typer.Option(
+            "--inline-images",
+            envvar="HALP_INLINE_IMAGES",
+            help="Send each image inside its job, for workers that do not see the image root. "
+            "The server holds them in memory until they are done: see --max-backlog.",
+        ),
+    ] = False,
+    max_inline_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="HALP_MAX_INLINE_BYTES",
+            min=1,
+            max=MAX_IMAGE_BYTES,
+            help="With --inline-images: a line whose image is larger is bad.",
+        ),
+    ] = DEFAULT_INLINE_BYTES,
     on_invalid: Annotated[
         OnInvalid,
         typer.Option(
@@ -122,6 +147,15 @@ def enqueue(
             "--dry-run", envvar="HALP_DRY_RUN", help="Only check the file; needs no server."
         ),
     ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            envvar="HALP_WAIT",
+            help="Then watch the run until each of its questions, these and others, is done or "
+            "failed; exits 1 if any failed.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check every line of a dataset, then enqueue it.
@@ -129,8 +163,18 @@ def enqueue(
     Each question id is added once to a run: the same command again, after a kill too, goes on
     where it was. Exits 1 when a line is bad or its id is in the run with other content.
     """
+    if wait and dry_run:
+        raise typer.BadParameter("--dry-run enqueues nothing to wait for: leave out --wait")
+    images = _images(image_root)
+    if inline_images and images is None:
+        raise typer.BadParameter("--inline-images needs an --image-root that this machine sees")
     with errors(redis_url, lambda: "the same command goes on where this one stopped"):
-        source = Dataset(dataset, Columns.from_options(mapping or []), _images(image_root))
+        source = Dataset(
+            dataset,
+            Columns.from_options(mapping or []),
+            images,
+            inline_bytes=max_inline_bytes if inline_images else None,
+        )
         client = None if dry_run else _connect(redis_url)
         try:
             with listening() as listener:
@@ -146,17 +190,27 @@ def enqueue(
         finally:
             if client is not None:
                 client.close()
-    if as_json:
-        print_json(report)
-    else:
+    if not as_json:
         typer.echo(report_text(report))
-    if not report.ok:
+    found = None
+    if wait and report.questions and not report.stopped:
+        from halp_producer.watch_cli import wait_for_run  # with it comes rich
+
+        found = wait_for_run(redis_url, RunKeys(run))
+    if as_json:
+        print_json(report, **({"status": found.model_dump(mode="json")} if found else {}))
+    elif found:
+        typer.echo(sum_text(found))
+    if found and found.failed:
+        typer.echo(f"{found.failed:,} failed: halp-producer failed list{run_option(run)}", err=True)
+    if not report.ok or (found and found.failed):
         raise typer.Exit(1)
 
 
 @app.command(
     epilog="\b\nExamples:\n  halp-producer status\n  halp-producer status --run pilot --json"
     "\n  halp-producer status --check"
+    "\n  halp-producer status --watch"
 )
 def status(
     run: Run = "default",
@@ -169,12 +223,27 @@ def status(
             help="Check that the numbers agree with each other; exits 1 if they do not.",
         ),
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            envvar="HALP_WATCH",
+            help="Look again each second, until Ctrl-C. With --json, one object a line.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """How many questions of a run are waiting, in flight, done and failed; and who works on it.
 
     With --check, what does not hold in the book-keeping, and what to do about it.
     """
+    if check and watch:
+        raise typer.BadParameter("--check looks once: leave out --watch")
+    if watch:
+        from halp_producer.watch_cli import watch_run
+
+        watch_run(redis_url, RunKeys(run), as_json=as_json)
+        return
     with errors(redis_url), closing(connect(redis_url)) as client:
         found, books = read_run(client, RunKeys(run))
     problems = imbalances(books) if check else ()

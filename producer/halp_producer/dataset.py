@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from halp_producer.columns import Columns
-from halp_producer.images import ImageRoot
-from halp_producer.job import Job
+from halp_producer.images import ImageRoot, is_url
+from halp_producer.job import IMAGE_DATA, Job
 from halp_producer.lines import LineError, Lines
 from halp_producer.order import Stretch
 from halp_producer.problem import DatasetError, LineProblem, shortened
@@ -29,7 +29,8 @@ _MAX_SHOWN: Final = 1000
 class Record(NamedTuple):
     """One record and the line it starts on: a job, or problems (then `job` is None).
 
-    size: bytes it takes in the (unzipped) file; about what it takes on the wire.
+    size: bytes it takes in the (unzipped) file, and its image inside; about what it takes on the
+        wire.
     offset: of a job's record in the (unzipped) file."""
 
     line: int
@@ -45,14 +46,22 @@ class Dataset:
 
     path: as problems shall show it.
     images: where images must be; None leaves them unchecked.
+    inline_bytes: images travel inside their jobs, each of at most so many bytes; None: they stay
+        where they are. Those at URLs always do.
     """
 
     def __init__(
-        self, path: Path, columns: Columns | None = None, images: ImageRoot | None = None
+        self,
+        path: Path,
+        columns: Columns | None = None,
+        images: ImageRoot | None = None,
+        *,
+        inline_bytes: int | None = None,
     ) -> None:
         self.path = path
         self._columns = columns or Columns()
         self._images = images
+        self._inline_bytes = inline_bytes
         self._lines: Lines | None = None
         self._bytes_read = 0
         suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -82,10 +91,12 @@ class Dataset:
         self, stretches: Iterable[Stretch]
     ) -> Iterator[tuple[Stretch, Iterator[Record]]]:
         """Each stretch, the first of which starts the file, with its records: all of them are to
-        be taken before the next stretch. Images are not looked at. Raises as `read`, and
-        ScratchError."""
+        be taken before the next stretch. Images are only looked at if they travel inside. Raises as
+        `read`, and ScratchError."""
         with Lines(self.path) as lines:
             records = self._records(lines)
+            if self._inline_bytes is not None:
+                records = map(self._with_image, records)
             for stretch in stretches:
                 if stretch.offset:
                     lines.seek(stretch.offset, stretch.first)
@@ -99,7 +110,17 @@ class Dataset:
         if record.job is None or self._images is None:
             return record
         reason = self._images.problem(record.job.image)
-        return record if reason is None else self._bad(record.line, ("image", reason))
+        if reason is not None:
+            return self._bad(record.line, ("image", reason))
+        if self._inline_bytes is None or is_url(record.job.image):
+            return record
+        try:
+            data = self._images.read(record.job.image, self._inline_bytes)
+        except ValueError as error:
+            return self._bad(record.line, ("image", str(error)))
+        # A copy that is not checked again: `read` has done it.
+        job = record.job.model_copy(update={IMAGE_DATA: data})
+        return record._replace(job=job, size=record.size + len(data))
 
     def _json_records(self, lines: Lines) -> Iterator[Record]:
         while True:

@@ -11,7 +11,7 @@ import redis
 import typer
 
 from halp_producer.console import Json, errors, fail, print_array
-from halp_producer.enqueue import CHUNK_JOBS
+from halp_producer.enqueue import CHUNK_BYTES, CHUNK_JOBS
 from halp_producer.keys import RunKeys
 from halp_producer.letters import DeadLetter, dead_letters
 from halp_producer.move_report import OF_LETTERS, MoveReport, require_one_way
@@ -176,7 +176,7 @@ def _move(
         # Not beyond the last letter of now: a job that fails again at once would come round.
         last = last_entry_id(client, keys.failed)
         letters = chosen(dead_letters(client, keys, last=last)) if last else iter(())
-        while chunk := [(one.entry_id, one.question_id) for one in islice(letters, CHUNK_JOBS)]:
+        while chunk := _chunk(letters):
             moves = action(client, keys, [entry_id for entry_id, _ in chunk])
             for (entry_id, question_id), move in zip(chunk, moves, strict=True):
                 # Who asked for all that are there is content that one of them is not, by now.
@@ -187,6 +187,16 @@ def _move(
         if not there:
             report.note(name, Move.UNKNOWN, OF_LETTERS)
     report.finish(deed, as_json)
+
+
+def _chunk(letters: Iterator[DeadLetter]) -> list[tuple[str, str]]:
+    """(letter's id, question's id) of the next that one step should move: images count."""
+    chunk: list[tuple[str, str]] = []
+    size = 0
+    while len(chunk) < CHUNK_JOBS and size < CHUNK_BYTES and (one := next(letters, None)):
+        chunk.append((one.entry_id, one.question_id))
+        size += one.image_bytes or 0
+    return chunk
 
 
 def _of_reason(letters: Iterable[DeadLetter], reason: str | None) -> Iterator[DeadLetter]:

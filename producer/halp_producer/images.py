@@ -1,6 +1,6 @@
-"""`ImageRoot`: whether a job's image is a file below the image root.
+"""`ImageRoot`: whether a job's image is a file below the image root, and its bytes.
 
-Knows paths as the worker will resolve them; refuses to open or decode an image.
+Knows paths as the worker will resolve them; refuses to decode an image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ _MAX_PATH: Final = 4096
 _REMEMBERED: Final = 4096
 """Verdicts kept; questions about one image stand close together in a dataset."""
 
+DEFAULT_INLINE_BYTES: Final = 1 << 20
+"""Of an image inside a job, unless more is asked for: a photograph at the size models see it."""
+
+_KEPT: Final = 2
+"""Images kept as bytes, for questions about them that come next; each may be MAX_IMAGE_BYTES."""
+
 
 def is_url(image: str) -> bool:
     return image[:8].lower().startswith(("http://", "https://"))
@@ -29,6 +35,7 @@ class ImageRoot:
         self.path = path
         self._real = os.path.realpath(path)
         self._verdict = lru_cache(maxsize=_REMEMBERED)(self._look)
+        self._bytes = lru_cache(maxsize=_KEPT)(self._read)
 
     @property
     def visible(self) -> bool:
@@ -38,6 +45,28 @@ class ImageRoot:
     def problem(self, image: str) -> str | None:
         """Why a worker would not find `image`; None when it would, and for URLs."""
         return None if is_url(image) else self._verdict(image)
+
+    def read(self, image: str, most_bytes: int) -> bytes:
+        """The file in which `problem` found nothing wrong. Raises ValueError with a reason if it is
+        larger, empty or cannot be read."""
+        return self._bytes(image, most_bytes)
+
+    def _read(self, image: str, most_bytes: int) -> bytes:
+        try:
+            with (Path(self._real) / image).open("rb") as file:
+                data = file.read(most_bytes + 1)
+        except OSError as error:
+            raise ValueError(
+                f"cannot be read: {image} under {self.path} ({error.strerror})"
+            ) from None
+        if not data:
+            raise ValueError(f"is empty: {image} (under {self.path})")
+        if len(data) > most_bytes:
+            raise ValueError(
+                f"is larger than {most_bytes:,} bytes: {image} (under {self.path}); make it "
+                "smaller, or raise --max-inline-bytes"
+            )
+        return data
 
     def _look(self, image: str) -> str | None:
         if len(image) > _MAX_PATH:

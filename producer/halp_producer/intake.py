@@ -124,7 +124,8 @@ def _remaining(dataset: Dataset, ledger: Ledger, stretches: Iterable[Stretch]) -
             if record.line == skip:
                 skip = next(skipped, None)
             elif record.job is None or record.line > stretch.last:
-                raise changed(dataset.path)
+                # Of a line, or of an image that travels inside: then it says which.
+                raise changed(dataset.path, *record.problems[:1])
             else:
                 yield record
 

@@ -13,10 +13,21 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 WIRE_VERSION: Final = "1"
 """Raised when the meaning of a field changes; a worker refuses entries of another version."""
+
+INLINE_VERSION: Final = "2"
+"""Of an entry that carries its image. Its own, so that a worker which would look for the image in a
+file sets the job aside; all other entries stay what every version reads."""
+
+IMAGE_DATA: Final = "image_data"
+"""The field of the image's bytes, as they are; only in entries of INLINE_VERSION, the last one."""
+
+MAX_IMAGE_BYTES: Final = 16 << 20
+"""Of an image inside a job. The server holds it in memory until the job has ended, and a worker
+some batches of them; what is larger belongs below an image root."""
 
 MAX_ID_BYTES: Final = 512
 """An id is a key, a label on a plot and part of a log line; longer ones are text by mistake."""
@@ -77,6 +88,14 @@ def _path(value: str) -> str:
     return value
 
 
+def _image_data(value: bytes | None) -> bytes | None:
+    if value == b"":
+        raise ValueError("is empty")
+    if value is not None and len(value) > MAX_IMAGE_BYTES:
+        raise ValueError(f"is {len(value)} bytes long, the limit is {MAX_IMAGE_BYTES}")
+    return value
+
+
 def _json_object(value: dict[str, Any]) -> dict[str, Any]:
     """A copy that holds only what JSON can (a tuple becomes a list), so it decodes to its equal."""
     if not value:
@@ -113,6 +132,8 @@ class Job(BaseModel):
     question: exactly what the model is asked.
     ground_truth: may be empty where it is not known.
     metadata: any JSON object, at most 100 levels deep; travels to the store untouched.
+    image_data: the image itself, as a file of it would be; then `image` is only its name. None: it
+        is where `image` says.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -122,16 +143,18 @@ class Job(BaseModel):
     question: Annotated[str, AfterValidator(_non_empty_text)]
     ground_truth: Annotated[str, AfterValidator(_text)]
     metadata: Annotated[dict[str, Any], AfterValidator(_json_object)] = {}
+    image_data: Annotated[bytes | None, AfterValidator(_image_data), Field(repr=False)] = None
 
     @property
     def content_hash(self) -> str:
         """32 hex digits (BLAKE2b-128) over every field; equal hash means equal job."""
-        return hash_fields(self.encode())
+        return hash_fields(self.encode(), self.image_data)
 
     def encode(self) -> dict[str, str]:
-        """The fields of the stream entry, in their fixed order (a stream packs equal orders)."""
+        """The fields of the stream entry but `image_data`, which is bytes and comes last, in their
+        fixed order (a stream packs equal orders)."""
         return {
-            "v": WIRE_VERSION,
+            "v": WIRE_VERSION if self.image_data is None else INLINE_VERSION,
             "question_id": self.question_id,
             "image": self.image,
             "question": self.question,
@@ -140,28 +163,37 @@ class Job(BaseModel):
         }
 
 
-def hash_fields(fields: Mapping[str, str]) -> str:
-    """The content hash of the job whose `encode()` gave these fields."""
+def hash_fields(fields: Mapping[str, str], image_data: bytes | None = None) -> str:
+    """The content hash of the job with this `image_data` whose `encode()` gave these fields."""
     name, image, question = fields["question_id"], fields["image"], fields["question"]
     truth, metadata = fields["ground_truth"], fields["metadata"]
+    # Only where there is an image: what was enqueued and stored without keeps its hash. Metadata
+    # ends with its brace, so that no metadata can pass for a digest.
+    digest = "" if image_data is None else hashlib.sha256(image_data).hexdigest()
     # The lengths come first, so that no text can pass for the end of the one before it.
     content = (
         f"{len(name)} {len(image)} {len(question)} {len(truth)} "
-        f"{name}{image}{question}{truth}{metadata}"
+        f"{name}{image}{question}{truth}{metadata}{digest}"
     )
     return hashlib.blake2b(content.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def decode(fields: Mapping[bytes, bytes]) -> Job:
     """The job in a stream entry. Raises JobFormatError naming every field that is wrong."""
+    text_fields = dict(fields)
+    image_data = text_fields.pop(IMAGE_DATA.encode("ascii"), None)
+    expected = WIRE_VERSION if image_data is None else INLINE_VERSION
     try:
-        text = {name.decode("utf-8"): value.decode("utf-8") for name, value in fields.items()}
+        text = {name.decode("utf-8"): value.decode("utf-8") for name, value in text_fields.items()}
     except UnicodeDecodeError as error:
         raise JobFormatError([("entry", f"is not UTF-8 ({error.reason})")]) from None
     version = text.pop("v", None)
-    if version != WIRE_VERSION:
-        raise JobFormatError([("v", f"expected version {WIRE_VERSION}, got {version!r}")])
-    record: dict[str, Any] = dict(text)
+    if version != expected:
+        inside = "without" if image_data is None else "with"
+        raise JobFormatError(
+            [("v", f"expected version {expected} {inside} an image inside, got {version!r}")]
+        )
+    record: dict[str, Any] = {**text, IMAGE_DATA: image_data}
     try:
         record["metadata"] = json.loads(text.get("metadata", "{}"))
     except (ValueError, RecursionError):  # ValueError: also an integer beyond Python's digit limit

@@ -17,6 +17,10 @@ DONE: Final = "done"
 FAILED: Final = "failed"
 """Fields of the counts hash. Always: enqueued = length of the stream + done + failed."""
 
+FAILED_FOR: Final = "failed:"
+"""Fields of the counts hash, each with a reason after it: the letters of `failed` by their reason.
+Always: their sum = failed. One that comes to 0 is deleted."""
+
 EPOCH: Final = "epoch"
 """Field of the counts hash: when the run's first job came, in Unix microseconds. Another one means
 that the server forgot the run in between."""
@@ -74,8 +78,13 @@ class RunKeys:
 
     @property
     def counts(self) -> str:
-        """Hash: `enqueued`, `done`, `failed`, `epoch`."""
+        """Hash: `enqueued`, `done`, `failed`, `failed:<reason>` of each reason, `epoch`."""
         return f"halp:{{{self.run}}}:counts"
+
+    @property
+    def results(self) -> str:
+        """Stream: a message for each job that ended, see `halp_producer.results`; trimmed."""
+        return f"halp:{{{self.run}}}:results"
 
     @property
     def workers(self) -> str:

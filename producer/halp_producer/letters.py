@@ -12,19 +12,22 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from halp_producer.keys import RunKeys
-from halp_producer.pages import Entry, entries, text
+from halp_producer.pages import Entry, entries, newest_entries, text
 
 
 class DeadLetter(BaseModel):
     """One failed job. reason: a short code. error: a sentence. traceback: of the last attempt, may
     be empty. attempts: how often work on it was started. Bytes that are not UTF-8 show as U+FFFD;
-    a field that is not there is empty, `attempts` and `failed_ms` (Unix milliseconds) then None."""
+    a field that is not there is empty, `attempts` and `failed_ms` (Unix milliseconds) then None.
+    image_bytes: size of the image inside the job, which the letter keeps and nobody prints; None
+    where there is none."""
 
     model_config = ConfigDict(frozen=True)
 
     entry_id: str
     question_id: str
     image: str
+    image_bytes: int | None
     question: str
     ground_truth: str
     metadata: str
@@ -61,12 +64,19 @@ def dead_letters(
         yield _letter(entry)
 
 
+def newest_letters(client: redis.Redis, keys: RunKeys, limit: int) -> Iterator[DeadLetter]:
+    """The last letters of a run, newest first, at most `limit`. Raises what redis-py raises."""
+    for entry in newest_entries(client, keys.failed, limit):
+        yield _letter(entry)
+
+
 def _letter(entry: Entry) -> DeadLetter:
     fields = entry.fields
     return DeadLetter(
         entry_id=entry.entry_id,
         question_id=text(fields, "question_id"),
         image=text(fields, "image"),
+        image_bytes=entry.image_bytes,
         question=text(fields, "question"),
         ground_truth=text(fields, "ground_truth"),
         metadata=text(fields, "metadata"),

@@ -65,10 +65,12 @@ def require_unchanged(path: Path, before: Fingerprint) -> None:
         raise changed(path)
 
 
-def changed(path: Path) -> DatasetError:
-    """The error for a file that somebody wrote to."""
+def changed(path: Path, *found: object) -> DatasetError:
+    """The error for a file that somebody wrote to, or for one of its images. found: what is wrong
+    by now."""
+    what = "; ".join(map(str, found or (path,)))
     return DatasetError(
-        f"{path}: changed while it was being read; run the same command again when "
+        f"{what}: changed while it was being read; run the same command again when "
         "nobody writes to it (what is already enqueued will not be added twice)"
     )
 

@@ -17,8 +17,18 @@ from typing import Final, cast
 import redis
 
 from halp_producer.enqueue import CHUNK_BYTES, CHUNK_JOBS
-from halp_producer.keys import DELAYED, ENQUEUED, FAILED, GROUP, LETTER_FIELDS, RunKeys
+from halp_producer.job import MAX_ID_BYTES
+from halp_producer.keys import (
+    DELAYED,
+    ENQUEUED,
+    FAILED,
+    FAILED_FOR,
+    GROUP,
+    LETTER_FIELDS,
+    RunKeys,
+)
 from halp_producer.pages import last_entry_id
+from halp_producer.results import RESULTS_KEPT
 
 CANCELLED: Final = "cancelled"
 """The reason of a letter that `cancel` wrote."""
@@ -43,6 +53,19 @@ local function known_entry(known, question_id)
   if not stored then return nil end
   return string.match(stored, '^(%d+%-%d+) ') or '0-1', string.match(stored, ' (%S+)$') or ''
 end
+local function count_failed(counts, field, field_for, reason, by)
+  redis.call('HINCRBY', counts, field, by)
+  if redis.call('HINCRBY', counts, field_for .. reason, by) == 0 then
+    redis.call('HDEL', counts, field_for .. reason)
+  end
+end
+-- A letter's own fields come last: an entry that is no job may have had some of that name before.
+local function reason_of(fields)
+  for i = #fields - 1, 1, -2 do
+    if fields[i] == 'reason' then return fields[i + 1] end
+  end
+  return ''
+end
 """
 
 # XADD comes first and without allow-oom: the server asks for memory only before a script's first
@@ -50,14 +73,15 @@ end
 _RETRY: Final = (
     _ENTRY
     + """
--- KEYS: jobs, known, counts, failed. ARGV: count field, how many fields an entry may have, how many
--- names follow, names of the fields only letters have; then letter ids. Returns a sign for each.
+-- KEYS: jobs, known, counts, failed. ARGV: the count fields of failed and (what they start with) of
+-- reasons, how many fields an entry may have, how many names follow, names of the fields only
+-- letters have; then letter ids. Returns a sign for each.
 local jobs, known, counts, failed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local most, width = tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, width = tonumber(ARGV[3]), tonumber(ARGV[4])
 local of_letter = {}
-for i = 4, 3 + width do of_letter[ARGV[i]] = true end
+for i = 5, 4 + width do of_letter[ARGV[i]] = true end
 local signs = {}
-for at = 4 + width, #ARGV do
+for at = 5 + width, #ARGV do
   local letter = entry_at(failed, ARGV[at])
   local add, sign = {'XADD', jobs, '*'}, '-'
   if letter then
@@ -77,7 +101,7 @@ for at = 4 + width, #ARGV do
     else
       local added = redis.call(unpack(add))
       redis.call('XDEL', failed, ARGV[at])
-      redis.call('HINCRBY', counts, ARGV[1], -1)
+      count_failed(counts, ARGV[1], ARGV[2], reason_of(fields), -1)
       if entry then redis.call('HSET', known, question_id, added .. ' ' .. hash) end
       sign = '+'
     end
@@ -94,21 +118,21 @@ _DROP: Final = (
     "#!lua flags=allow-oom\n"
     + _ENTRY
     + """
--- KEYS: jobs, known, counts, failed. ARGV: the count fields of failed and of enqueued, letter ids.
--- Returns a sign for each.
+-- KEYS: jobs, known, counts, failed. ARGV: the count fields of failed, (what they start with) of
+-- reasons and of enqueued, letter ids. Returns a sign for each.
 local jobs, known, counts, failed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local signs = {}
-for at = 3, #ARGV do
+for at = 4, #ARGV do
   local letter = entry_at(failed, ARGV[at])
   if letter then
     local question_id = field_of(letter[2], 'question_id')
     local entry = known_entry(known, question_id)
     local forgotten = entry and not entry_at(jobs, entry)
     redis.call('XDEL', failed, ARGV[at])
-    redis.call('HINCRBY', counts, ARGV[1], -1)
+    count_failed(counts, ARGV[1], ARGV[2], reason_of(letter[2]), -1)
     if forgotten then
       redis.call('HDEL', known, question_id)
-      redis.call('HINCRBY', counts, ARGV[2], -1)
+      redis.call('HINCRBY', counts, ARGV[3], -1)
     end
   end
   signs[#signs + 1] = letter and '+' or '-'
@@ -121,9 +145,10 @@ _CANCEL_ENTRY: Final = (
     "#!lua flags=allow-oom\n"
     + _ENTRY
     + """
--- KEYS: jobs, known, counts, failed, delayed, attempts. ARGV: group, the consumer of delayed
--- jobs, count field, how many fields an entry may have, reason, error; then more.
-local jobs, known, counts, failed, delayed, attempts = unpack(KEYS)
+-- KEYS: jobs, known, counts, failed, delayed, attempts, results. ARGV: group, the consumer of
+-- delayed jobs, the count fields of failed and (what they start with) of reasons, how many fields
+-- an entry may have, reason, error, how many results are kept, the longest id in bytes; then more.
+local jobs, known, counts, failed, delayed, attempts, results = unpack(KEYS)
 local clock = redis.call('TIME')
 local now = clock[1] .. string.format('%03d', math.floor(clock[2] / 1000))
 local function cancel(entry)
@@ -132,11 +157,11 @@ local function cancel(entry)
   local holder = pending.err == nil and pending[1] and pending[1][2] or ''
   if holder == ARGV[2] then holder = '' end
   local add, bytes = {'XADD', failed, '*'}, 0
-  for i = 1, math.min(#fields, 2 * tonumber(ARGV[4])) do
+  for i = 1, math.min(#fields, 2 * tonumber(ARGV[5])) do
     add[#add + 1] = fields[i]
     bytes = bytes + #fields[i]
   end
-  for _, one in ipairs({'reason', ARGV[5], 'error', ARGV[6], 'traceback', '',
+  for _, one in ipairs({'reason', ARGV[6], 'error', ARGV[7], 'traceback', '',
                         'attempts',
                         string.match(redis.call('HGET', attempts, id) or '0', '^%d+') or '0',
                         'worker', holder, 'failed_ms', now}) do
@@ -147,7 +172,10 @@ local function cancel(entry)
   redis.call('XDEL', jobs, id)
   redis.call('ZREM', delayed, id)
   redis.call('HDEL', attempts, id)
-  redis.call('HINCRBY', counts, ARGV[3], 1)
+  count_failed(counts, ARGV[3], ARGV[4], ARGV[6], 1)
+  redis.call('XADD', results, 'MAXLEN', '~', ARGV[8], '*',
+             'question_id', string.sub(field_of(fields, 'question_id') or '', 1, tonumber(ARGV[9])),
+             'fate', 'failed', 'reason', ARGV[6], 'error', ARGV[7])
   return bytes
 end
 """
@@ -159,7 +187,7 @@ _CANCEL: Final = (
     + """
 -- ARGV further: question ids. Returns a sign for each.
 local signs = {}
-for at = 7, #ARGV do
+for at = 10, #ARGV do
   local id = known_entry(known, ARGV[at])
   local entry, sign = id and entry_at(jobs, id), '?'
   if entry and field_of(entry[2], 'question_id') == ARGV[at] then
@@ -179,8 +207,8 @@ _CANCEL_FIRST: Final = (
     + """
 -- ARGV further: the last entry id to take, the most entries, the most bytes. Returns how many.
 local taken, bytes = 0, 0
-while taken < tonumber(ARGV[8]) and bytes < tonumber(ARGV[9]) do
-  local entry = redis.call('XRANGE', jobs, '-', ARGV[7], 'COUNT', 1)[1]
+while taken < tonumber(ARGV[11]) and bytes < tonumber(ARGV[12]) do
+  local entry = redis.call('XRANGE', jobs, '-', ARGV[10], 'COUNT', 1)[1]
   if not entry then break end
   bytes = bytes + cancel(entry)
   taken = taken + 1
@@ -191,7 +219,8 @@ return taken
 
 
 _CANCEL_ARGUMENTS: Final[list[str | int]] = [
-    *(GROUP, DELAYED, FAILED, _MOST_FIELDS, CANCELLED, CANCELLED_ERROR)
+    *(GROUP, DELAYED, FAILED, FAILED_FOR, _MOST_FIELDS, CANCELLED, CANCELLED_ERROR),
+    *(RESULTS_KEPT, MAX_ID_BYTES),
 ]
 
 
@@ -225,7 +254,9 @@ def retry_letters(client: redis.Redis, keys: RunKeys, letter_ids: Sequence[str])
     All in one step: pass at most CHUNK_JOBS ids of letters. One result for each, in order. Safe to
     repeat. Raises what redis-py raises; `redis.OutOfMemoryError` means that nothing was moved.
     """
-    arguments: list[str | int] = [FAILED, _MOST_FIELDS, len(LETTER_FIELDS), *LETTER_FIELDS]
+    arguments: list[str | int] = [
+        *(FAILED, FAILED_FOR, _MOST_FIELDS, len(LETTER_FIELDS), *LETTER_FIELDS)
+    ]
     return _signs(client, _RETRY, _letter_keys(keys), arguments, letter_ids)
 
 
@@ -235,7 +266,7 @@ def drop_letters(client: redis.Redis, keys: RunKeys, letter_ids: Sequence[str]) 
     A letter that is no job of this run (its question is not known, or is on the stream) goes alone.
     Otherwise as `retry_letters`.
     """
-    return _signs(client, _DROP, _letter_keys(keys), [FAILED, ENQUEUED], letter_ids)
+    return _signs(client, _DROP, _letter_keys(keys), [FAILED, FAILED_FOR, ENQUEUED], letter_ids)
 
 
 def cancel_jobs(client: redis.Redis, keys: RunKeys, question_ids: Sequence[str]) -> list[Move]:
@@ -266,7 +297,7 @@ def _letter_keys(keys: RunKeys) -> list[str]:
 
 
 def _cancel_keys(keys: RunKeys) -> list[str]:
-    return [*_letter_keys(keys), keys.delayed, keys.attempts]
+    return [*_letter_keys(keys), keys.delayed, keys.attempts, keys.results]
 
 
 def _signs(

@@ -1,4 +1,4 @@
-"""`entries`: a stream from its first entry on, a page at a time, so that memory stays flat."""
+"""`entries`: a stream, a page at a time and without the images in it, so that memory stays flat."""
 
 from __future__ import annotations
 
@@ -7,15 +7,50 @@ from typing import Final, NamedTuple, cast
 
 import redis
 
+from halp_producer.job import IMAGE_DATA
+
 _PAGE: Final = 256
-"""Entries a request; each may be some MiB."""
+"""Entries a request."""
+
+_PAGE_BYTES: Final = 1 << 20
+"""After so much the server ends a page, images included: it has all of a page in memory at once."""
+
+# One entry at a time, so that the server never holds more than a page and one entry.
+_READ: Final = """#!lua flags=no-writes
+-- KEYS: a stream. ARGV: XRANGE or XREVRANGE, from, to, the most entries, the most bytes, the name
+-- of the field that stays here. Returns whether the end was reached, and for each entry its id, its
+-- other fields, and how many bytes that one has (-1: there is none).
+local from, found, bytes = ARGV[2], {}, 0
+while #found < tonumber(ARGV[4]) and bytes < tonumber(ARGV[5]) do
+  local entry = redis.call(ARGV[1], KEYS[1], from, ARGV[3], 'COUNT', 1)[1]
+  if not entry then return {1, found} end
+  local fields, size = {}, -1
+  for i = 1, #entry[2], 2 do
+    local name, value = entry[2][i], entry[2][i + 1]
+    bytes = bytes + #name + #value
+    if name == ARGV[6] then
+      size = #value
+    else
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+  end
+  found[#found + 1] = {entry[1], fields, size}
+  from = '(' .. entry[1]
+end
+return {0, found}
+"""
 
 
 class Entry(NamedTuple):
-    """One entry of a stream, its fields as bytes."""
+    """One entry of a stream, its fields as bytes.
+
+    image_bytes: size of the image inside it, which is not read; None where there is none.
+    """
 
     entry_id: str
     fields: dict[bytes, bytes]
+    image_bytes: int | None = None
 
 
 def entries(
@@ -30,17 +65,30 @@ def entries(
 
     Entries that were read may be deleted meanwhile. Raises what redis-py raises.
     """
-    left = limit
     start = "-" if after is None else f"({after}"
+    return _entries(client, key, "XRANGE", start, last or "+", limit)
+
+
+def newest_entries(client: redis.Redis, key: str, limit: int) -> list[Entry]:
+    """The last ones, newest first, at most `limit`. Raises what redis-py raises."""
+    return list(_entries(client, key, "XREVRANGE", "+", "-", limit))
+
+
+def _entries(
+    client: redis.Redis, key: str, command: str, start: str, end: str, limit: int | None
+) -> Iterator[Entry]:
+    read = client.register_script(_READ)
+    left = limit
     while left is None or left > 0:
         count = _PAGE if left is None else min(_PAGE, left)
-        page = cast(
-            "list[tuple[bytes, dict[bytes, bytes]]]",
-            client.xrange(key, min=start, max=last or "+", count=count),
+        is_end, page = cast(
+            "tuple[int, list[tuple[bytes, list[bytes], int]]]",
+            read(keys=[key], args=[command, start, end, count, _PAGE_BYTES, IMAGE_DATA]),
         )
-        for entry_id, fields in page:
-            yield Entry(entry_id.decode("ascii"), fields)
-        if len(page) < count:
+        for entry_id, flat, size in page:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            yield Entry(entry_id.decode("ascii"), fields, size if size >= 0 else None)
+        if is_end:
             return
         start = "(" + page[-1][0].decode("ascii")
         left = None if left is None else left - len(page)

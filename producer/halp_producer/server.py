@@ -103,7 +103,7 @@ def advice(client: redis.Redis) -> list[str]:
 
 def explained(error: Exception, url: str) -> ServerError:
     """What a redis-py error means for a person."""
-    place, text = redact(url), _without_password(str(error).rstrip("."), url)
+    place, text = redact(url), without_password(str(error).rstrip("."), url)
     match error:
         case redis.AuthenticationError() if "already authenticated" in text or "required" in text:
             return ServerError(f"{place}: the server wants a password: redis://:PASSWORD@host:port")
@@ -176,7 +176,7 @@ def _refused(text: str) -> str:
             return f"the server refused: {text}"
 
 
-def _without_password(text: str, url: str) -> str:
+def without_password(text: str, url: str) -> str:
     """`text` with no password of `url` in it, should a library or a server ever quote one."""
     secret = url.partition("//")[2].rpartition("@")[0].partition(":")[2]
     asked = re.findall(r"[?&]password=([^&]*)", url, flags=re.IGNORECASE)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from halp_producer.activity import STOPPED
 from halp_producer.intake import EnqueueReport
 from halp_producer.letters import DeadLetter
-from halp_producer.problem import printable
+from halp_producer.look import Look
+from halp_producer.problem import in_short, printable
 from halp_producer.status import RunStatus, WorkerStatus
+
+_REASONS: Final = 6
+_REASON_CHARACTERS: Final = 40
+"""Of a worker's own words there are sixteen, the longest has 18 characters; anybody who can write
+to the server can make up others."""
 
 
 def report_text(report: EnqueueReport) -> str:
@@ -40,12 +48,12 @@ def _sent_text(report: EnqueueReport) -> str:
 
 
 def _next_step(report: EnqueueReport) -> str:
-    run = "" if report.run == "default" else f" --run {report.run}"
+    run = run_option(report.run)
     if report.stopped:
         return "mend the lines above, or take the others with --on-invalid skip"
     if report.dry_run:
         return "the same command without --dry-run"
-    work = f"halp-worker run --store STORE{run}, and halp-producer status{run} to watch"
+    work = f"halp-worker run --store STORE{run}, and halp-producer status{run} --watch"
     if report.bad or report.conflicts:
         return f"mend the lines above and repeat the command; meanwhile {work}"
     return work
@@ -61,15 +69,10 @@ def sum_text(found: RunStatus) -> str:
 
 
 def status_text(found: RunStatus) -> str:
-    """One line of counts, one of rate, one for each worker."""
-    lines = [sum_text(found)]
-    if found.finished:
-        lines.append("nothing left to do")
-    elif found.rows_per_second > 0:
-        seconds = (found.waiting + found.delayed + found.in_flight) / found.rows_per_second
-        lines.append(f"{found.rows_per_second:,.1f} rows/s, about {_duration(seconds)} left")
-    else:
-        lines.append("no worker reports progress; start one: halp-worker run --store STORE")
+    """One line of counts, one of rate, one of reasons where jobs failed, one for each worker."""
+    lines = [sum_text(found), progress_text(Look(found, found.rows_per_second))]
+    if found.failed_by_reason:
+        lines.append(f"failed for: {reasons_text(found)}")
     rows = [_worker_cells(one) for one in found.workers]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -78,21 +81,64 @@ def status_text(found: RunStatus) -> str:
     return "\n".join(lines)
 
 
+def watch_line(look: Look) -> str:
+    """All of a look in one line, for where nobody sees a screen."""
+    problem = f"; {look.problem}" if look.problem else ""
+    return f"{sum_text(look.found)}; {progress_text(look)}{problem}"
+
+
+def progress_text(look: Look) -> str:
+    """How fast it goes and how long it takes, or why it does not."""
+    found = look.found
+    if found.finished:
+        return "nothing left to do: every question is done or failed"
+    if not look.has_worker:
+        run = run_option(found.run)
+        return f"no worker is running: start one with halp-worker run --store STORE{run}"
+    if look.seconds_left is None:
+        return "nothing was stored lately"
+    return f"{look.rows_per_second:,.1f} rows/s, about {duration(look.seconds_left)} left"
+
+
+def reasons_text(found: RunStatus) -> str:
+    """Why jobs failed, most frequent first: `60 image_missing, 3 not_finite`."""
+    named = [
+        f"{count:,} {in_short(reason, _REASON_CHARACTERS)}"
+        for reason, count in found.failed_by_reason.items()
+    ]
+    more = len(named) - _REASONS
+    return ", ".join(named[:_REASONS]) + (f" and {_count(more, 'more reason')}" if more > 0 else "")
+
+
+def run_option(run: str) -> str:
+    """What a command needs to be about this run; with a space before it."""
+    return "" if run == "default" else f" --run {run}"
+
+
+def state_text(worker: WorkerStatus) -> str:
+    """Its own word, as long as it can be believed."""
+    if worker.activity is None:
+        return "unknown"
+    is_word = worker.alive or worker.activity.state == STOPPED
+    return printable(worker.activity.state) if is_word else "gone?"
+
+
 def _worker_cells(worker: WorkerStatus) -> list[str]:
     seen = "never seen"
     if worker.seen_seconds_ago is not None:
-        seen = f"seen {_duration(worker.seen_seconds_ago)} ago"
+        seen = f"seen {duration(worker.seen_seconds_ago)} ago"
     name, held = printable(worker.worker), f"{worker.in_flight:,} in flight"
     if worker.activity is None:
-        return [name, "unknown", held, "", "", "", seen]
+        return [name, state_text(worker), held, "", "", "", "", seen]
     activity = worker.activity
     return [
         name,
-        printable(activity.state) if worker.alive or activity.state == STOPPED else "gone?",
+        state_text(worker),
         held,
         f"{activity.done:,} done",
         f"{activity.failed:,} failed",
         f"{activity.rows_per_second:,.1f} rows/s",
+        f"batches of {activity.batch_jobs:,}" if activity.batch_jobs else "",
         f"{seen} on {printable(activity.host)} ({printable(activity.device)})",
     ]
 
@@ -116,7 +162,7 @@ def letter_page(letter: DeadLetter) -> str:
         "attempts": "unknown" if letter.attempts is None else f"{letter.attempts:,}",
         "worker": letter.worker,
         "failed": _when(letter),
-        "image": letter.image,
+        "image": letter.image + _inside(letter),
         "question": letter.question,
         "ground_truth": letter.ground_truth,
         "metadata": letter.metadata,
@@ -128,6 +174,10 @@ def letter_page(letter: DeadLetter) -> str:
     return "\n".join(lines)
 
 
+def _inside(letter: DeadLetter) -> str:
+    return "" if letter.image_bytes is None else f" ({letter.image_bytes:,} bytes inside the job)"
+
+
 def _when(letter: DeadLetter) -> str:
     return f"{letter.failed_at:%Y-%m-%d %H:%M:%S} UTC" if letter.failed_at else "at unknown time"
 
@@ -136,7 +186,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`2 h 5 min`, `3 min 9 s`, `12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -106,6 +106,7 @@ class QueueModel:
         self.known: dict[str, tuple[str, str]] = {}
         self.letters: list[Letter] = []
         self.done: list[str] = []
+        self.ended: list[tuple[str, str | None]] = []  # with the reason of what failed
         self.beats: set[str] = set()
         self.has_stream = self.has_group = False
 
@@ -146,6 +147,7 @@ class QueueModel:
 
     def _letter(self, entry: Entry, reason: str, worker: str) -> None:
         self.letters.append(Letter(entry.key, reason, entry.attempts, worker))
+        self.ended.append((entry.key.question_id, reason))
         del self.entries[entry.entry_id]
 
     def _add(self, entry_id: str, key: RowKey) -> None:
@@ -358,6 +360,7 @@ class QueueModel:
     def ack(self, hand: Hand, rows: Iterable[RowKey]) -> int:
         def move(entry: Entry) -> None:
             self.done.append(entry.key.question_id)
+            self.ended.append((entry.key.question_id, None))
             del self.entries[entry.entry_id]
 
         return self._finish(hand, hand.of(rows), move)

@@ -41,6 +41,7 @@ from halp_worker.consumer import Consumer
 from halp_worker.delivery import row_key
 from halp_worker.extraction import Extraction
 from halp_worker.fates import DeviceOutOfMemory, FatalError, Reason, Rejected, Retryable
+from halp_worker.logs import set_up_logging
 from halp_worker.retry import RetryPolicy
 from halp_worker.settings import ModelSettings, WorkerSettings
 
@@ -192,6 +193,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--flush-seconds", type=float, default=5)
     parser.add_argument("--metrics-port", type=int)
     parser.add_argument("--until-empty", action="store_true")
+    parser.add_argument("--log-format", help="as of `halp-worker run`; without, for these tests")
     parser.add_argument("--large", action="store_true", help="rows of the 7B model's size")
     parser.add_argument("--at", action="append", default=[], metavar="STEP:WHEN:CALL:SIGNAL")
     return parser.parse_args(arguments)
@@ -200,13 +202,16 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
 def run(arguments: Sequence[str]) -> int:
     """One worker, until it is told to stop or (`--until-empty`) has nothing left to do."""
     options = options_of(arguments)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+    if options.log_format:
+        set_up_logging(options.log_format, options.redis_url)
+    else:
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s",
+            datefmt="%H:%M:%S",
+            stream=sys.stderr,
+            force=True,
+        )
     layout = LARGE if options.large else SMALL
     settings = WorkerSettings(
         store=options.store,
@@ -226,6 +231,7 @@ def run(arguments: Sequence[str]) -> int:
         until_empty=options.until_empty,
         metrics_port=options.metrics_port,
         metrics_host="127.0.0.1",
+        log_format=options.log_format or "text",
     )
     engine = Engine(
         layout=layout,

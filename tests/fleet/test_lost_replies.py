@@ -20,6 +20,7 @@ from halp_producer.balance import imbalances
 from halp_producer.dataset import Dataset
 from halp_producer.intake import enqueue_dataset
 from halp_producer.keys import GROUP
+from halp_producer.results import read_results
 from halp_producer.status import read_run
 from halp_worker import consumer as consumer_module
 
@@ -104,6 +105,8 @@ def assert_as_if_nothing_was_lost(fleet):
     status = fleet.status()
     assert (status.done, status.failed) == (len(GOOD), len(letters)), fleet.logs()
     assert_balance(fleet)
+    said = read_results(fleet.client, fleet.keys).results
+    assert sorted(one.question_id for one in said) == sorted(job.question_id for job in JOBS)
     log = fleet.logs()
     assert "was lost" not in log, log
     assert "Tally(done=4, failed=3, already_stored=0, retried=2, released=0)" in log, log

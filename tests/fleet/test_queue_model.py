@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -31,11 +32,12 @@ from halp_producer.account import run_account
 from halp_producer.activity import WorkerActivity
 from halp_producer.balance import imbalances
 from halp_producer.enqueue import enqueue_jobs
-from halp_producer.keys import DELAYED, DONE, ENQUEUED, EPOCH, FAILED, GROUP, RunKeys
+from halp_producer.keys import DELAYED, DONE, ENQUEUED, EPOCH, FAILED, FAILED_FOR, GROUP, RunKeys
 from halp_producer.letters import dead_letters
 from halp_producer.moves import cancel_all, cancel_jobs, drop_letters, retry_letters
+from halp_producer.results import read_results
 from halp_producer.status import UnknownRunError, read_run
-from halp_store.features import RowKey, _seal_receipt
+from halp_store.features import Receipt, RowKey, StoredRow, _seal_receipt
 from halp_worker.consumer import Consumer
 from halp_worker.delivery import Delivery, row_key
 from halp_worker.fates import Reason, Rejection
@@ -106,6 +108,10 @@ def job_of(number: int, version: int) -> Job:
     return Job(
         question_id=f"q{number}", image="a.png", question=f"Version {version}?", ground_truth="yes"
     )
+
+
+def proven(rows: Sequence[RowKey]) -> Receipt:
+    return _seal_receipt(tuple(StoredRow(key, "seg", row, "") for row, key in enumerate(rows)))
 
 
 def pick(chosen: Sequence[int], things: Sequence[T]) -> list[T]:
@@ -378,7 +384,7 @@ class QueueMachine(RuleBasedStateMachine):
     def ack(self, at: int, rows: list[RowKey], loss: Loss) -> None:
         got, expected = self._losing(
             loss,
-            lambda: self.consumers[at].ack(_seal_receipt(tuple(rows))),
+            lambda: self.consumers[at].ack(proven(rows)),
             lambda: self.model.ack(self.hands[at], rows),
         )
         assert got == expected
@@ -511,6 +517,8 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.known
         )
         numbers = {name.decode(): int(value) for name, value in counts.items()}
+        reasons = Counter(f"{FAILED_FOR}{letter.reason}" for letter in letters)
+        assert {one: n for one, n in numbers.items() if one.startswith(FAILED_FOR)} == reasons
         assert numbers.get(ENQUEUED, 0) == len(self.model.known)
         assert numbers.get(DONE, 0) == len(self.model.done)
         assert numbers.get(FAILED, 0) == len(letters)
@@ -541,6 +549,11 @@ class QueueMachine(RuleBasedStateMachine):
             letter.letter_id = one.entry_id
 
     @invariant()
+    def a_message_is_there_for_each_job_that_ended_and_for_no_other(self) -> None:
+        found = read_results(self.client, self.keys).results
+        assert [(one.question_id, one.reason) for one in found] == self.model.ended
+
+    @invariant()
     def the_status_adds_up(self) -> None:
         model = self.model
         try:
@@ -555,6 +568,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert held == model.holders()
         assert status.in_flight == sum(held.values())
         assert (status.done, status.failed) == (len(model.done), len(model.letters))
+        assert status.failed_by_reason == Counter(letter.reason for letter in model.letters)
         assert status.enqueued == (
             status.waiting + status.delayed + status.in_flight + status.done + status.failed
         )
@@ -588,7 +602,7 @@ class QueueMachine(RuleBasedStateMachine):
             started = last.begin(deliveries).started
             assert started == deliveries
             drained += [one.key for one in started]
-            assert last.ack(_seal_receipt(tuple(one.key for one in started))) == len(started)
+            assert last.ack(proven([one.key for one in started])) == len(started)
         assert sorted(drained) == sorted(wanted)
         assert last.remaining() == 0
         self.model.done += [key.question_id for key in drained]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
 
+from halp_producer.activity import WorkerActivity
 from halp_producer.balance import imbalances
 from halp_producer.enqueue import create_group, enqueue_jobs
 from halp_producer.job import Job
-from halp_producer.keys import DELAYED, DONE, FAILED, GROUP, RunKeys
-from halp_producer.status import read_run
+from halp_producer.keys import DELAYED, DONE, FAILED, FAILED_FOR, GROUP, RunKeys
+from halp_producer.status import RunStatus, WorkerStatus, read_run
 
 # A process starts with the peak of the one that starts it, so a small one does.
 PEAK = """
@@ -63,7 +65,14 @@ class Bench:
                 "attempts": "2", "worker": "w1", "failed_ms": "1700000000000"}  # fmt: skip
         letter = self.client.xadd(self.keys.failed, {**fields, **more})
         self._leave(entry_id, FAILED)
+        self.client.hincrby(self.keys.counts, FAILED_FOR + reason, 1)
         return letter.decode()
+
+    def surplus_letter(self, fields: dict[Any, Any], reason: str = "image-missing") -> str:
+        """The id of one more letter, counted as failed, of what was never enqueued (again)."""
+        for count in (FAILED, FAILED_FOR + reason):
+            self.client.hincrby(self.keys.counts, count, 1)
+        return self.client.xadd(self.keys.failed, {**fields, "reason": reason}).decode()
 
     def failed(self, *names: str, reason: str = "image-missing") -> list[str]:
         """Enqueued, taken and failed: the ids of the letters. Nothing else may be waiting."""
@@ -83,6 +92,10 @@ class Bench:
         """(enqueued, waiting, delayed, in flight, done, failed)."""
         one = read_run(self.client, self.keys).status
         return (one.enqueued, one.waiting, one.delayed, one.in_flight, one.done, one.failed)
+
+    def reasons(self) -> dict[str, int]:
+        """`failed` by reason."""
+        return read_run(self.client, self.keys).status.failed_by_reason
 
     def snapshot(self) -> list[object]:
         """Everything the run keeps, to see that nothing changed."""
@@ -122,3 +135,38 @@ def peak_mib() -> Callable[..., float]:
         return float(subprocess.check_output([sys.executable, "-c", PEAK, *arguments]))
 
     return measure
+
+
+@pytest.fixture
+def worker() -> Callable[..., WorkerStatus]:
+    """`worker(host, name, ...)`: one that works; fields of its status or its activity by name."""
+
+    def make(host: str = "gpu-0", name: str = "4000-abcdef01", **changes: Any) -> WorkerStatus:
+        said = {
+            **{"worker": f"{host}-{name}", "host": host, "pid": 1, "device": "cuda:0"},
+            **{"model": "m", "state": "running", "started_ms": 0, "seen_ms": 0, "in_hand": 96},
+            **{"done": 2001, "failed": 3, "rows_per_second": 12.3, "batch_jobs": 32},
+            **{"memory_bytes": 20_100_000_000, "store": "/data/run.zarr"},
+        }
+        known = {"alive": True, "in_flight": 96, "seen_seconds_ago": 2.0}
+        for field, value in changes.items():
+            (said if field in said else known)[field] = value
+        known.setdefault("activity", WorkerActivity(**said))
+        return WorkerStatus(worker=said["worker"], **known)
+
+    return make
+
+
+@pytest.fixture
+def status(worker: Callable[..., WorkerStatus]) -> Callable[..., RunStatus]:
+    """`status(...)`: run `pilot`, one worker on it; fields by name."""
+
+    def make(**changes: Any) -> RunStatus:
+        values = {
+            **{"run": "pilot", "enqueued": 100, "waiting": 60, "delayed": 10, "in_flight": 10},
+            **{"done": 15, "failed": 5, "failed_by_reason": {}, "rows_per_second": 2.0},
+            **{"workers": (worker(),), **changes},
+        }
+        return RunStatus(**values)
+
+    return make

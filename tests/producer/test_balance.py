@@ -9,8 +9,8 @@ import pytest
 from halp_producer.balance import Books, imbalances
 
 SOUND = Books(
-    enqueued=20, done=5, failed=3, stream=12, pending=6, delayed=2, due=2, letters=3, known=20,
-    attempts=4,
+    enqueued=20, done=5, failed=3, reasons=3, stream=12, pending=6, delayed=2, due=2, letters=3,
+    known=20, attempts=4,
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ def test_a_sound_run_has_no_problem():
         ({"done": 1007}, "1,002 jobs more on the stream, done or failed than were enqueued"),
         ({"stream": 11}, "1 job fewer on the stream, done or failed than was enqueued"),
         ({"due": 1}, "2 jobs delayed, but 1 with a due time"),
+        ({"reasons": 2}, "3 failed by the count, but 2 by the counts of each reason"),
         ({"letters": 2}, "3 failed by the count, but 2 on the failed stream"),
         ({"known": 19}, "20 enqueued by the count, but 19 known by id"),
         ({"attempts": 7}, "7 jobs with attempts, but 6 in flight or delayed"),
@@ -42,4 +43,7 @@ def test_each_number_that_is_off_is_one_sentence(change, said):
 
 def test_all_problems_are_said_at_once():
     """Not the first one only."""
-    assert len(imbalances(replace(SOUND, stream=1, letters=9, known=1, due=0, attempts=99))) == 6
+    assert (
+        len(imbalances(replace(SOUND, stream=1, reasons=1, letters=9, known=1, due=0, attempts=99)))
+        == 7
+    )

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from halp_producer import __version__, cli, failed_cli
+from halp_producer import __version__, ask_cli, cli, failed_cli
 from halp_producer.job import decode
 from halp_producer.keys import RunKeys
 
@@ -196,11 +196,17 @@ def test_the_version_is_the_distributions(halp):
 WHAT_TO_MOVE = {"everything", "reason"}
 """Said on the command line alone: a variable that was left over must not choose what to drop."""
 
+WHAT_TO_ASK = {"truth", "question_id"}
+"""Of one question, and of no other."""
+
 
 def commands() -> list[tuple]:
     """(name, command, function) of every command, those of the group too."""
     top = typer.main.get_command(cli.app).commands
-    pairs = [(one, top[one], getattr(cli, one)) for one in top if one != "failed"]
+    functions = {"ask": ask_cli.ask_question}
+    pairs = [
+        (one, top[one], functions.get(one) or getattr(cli, one)) for one in top if one != "failed"
+    ]
     inner = top["failed"].commands
     named = {"list": "list_"}
     return pairs + [(one, inner[one], getattr(failed_cli, named.get(one, one))) for one in inner]
@@ -208,14 +214,16 @@ def commands() -> list[tuple]:
 
 def test_every_option_is_also_a_variable_and_a_parameter():
     """CLI options, HALP_* variables and parameters cannot drift apart."""
-    assert len(commands()) == 7
+    assert len(commands()) == 8
     for name, command, function in commands():
         shown = {one.name for one in command.params if one.name != "help"}
         assert shown == set(inspect.signature(function).parameters)
         for one in command.params:
             if one.opts[0].startswith("-") and one.name != "help":
                 option = one.opts[0].removeprefix("--").replace("-", "_")
-                variable = None if one.name in WHAT_TO_MOVE else f"HALP_{option.upper()}"
+                variable = (
+                    None if one.name in WHAT_TO_MOVE | WHAT_TO_ASK else f"HALP_{option.upper()}"
+                )
                 assert one.envvar == variable, (name, one.opts)
                 assert one.help
 

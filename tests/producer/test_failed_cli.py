@@ -165,8 +165,7 @@ def test_a_full_server_stops_a_retry_with_a_sentence(halp, bench, full):
 def test_a_surplus_letter_is_said_and_left(halp, bench, client, keys):
     """It is one more than was enqueued; drop, not retry, is what it needs."""
     bench.failed("a")
-    client.xadd(keys.failed, client.xrange(keys.failed)[0][1])
-    client.hincrby(keys.counts, "failed", 1)
+    bench.surplus_letter(client.xrange(keys.failed)[0][1])
     result = halp("failed", "retry", "--all")
     assert result.exit_code == 1
     assert "a: is on the stream already" in result.stderr

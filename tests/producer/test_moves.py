@@ -121,8 +121,7 @@ def test_two_letters_of_one_question_do_not_corrupt_the_counts(bench, client, ke
     """Whichever is dropped first: the question is forgotten once, the surplus letter is a surplus
     until it goes."""
     (letter,) = bench.failed("a")
-    second = client.xadd(keys.failed, client.xrange(keys.failed)[0][1]).decode()
-    client.hincrby(keys.counts, "failed", 1)
+    second = bench.surplus_letter(client.xrange(keys.failed)[0][1])
     letters = [letter, second]
     assert len(bench.problems()) == 1
     assert drop_letters(client, keys, [letters[first]]) == [Move.MOVED]
@@ -136,8 +135,7 @@ def test_two_letters_of_one_question_do_not_corrupt_the_counts(bench, client, ke
 def test_a_second_letter_is_not_put_on_the_stream_beside_its_job(bench, client, keys):
     """One job for a question: the surplus letter stays, and dropping it takes no job along."""
     (letter,) = bench.failed("a")
-    second = client.xadd(keys.failed, client.xrange(keys.failed)[0][1]).decode()
-    client.hincrby(keys.counts, "failed", 1)
+    second = bench.surplus_letter(client.xrange(keys.failed)[0][1])
     assert retry_letters(client, keys, [letter, second]) == [Move.MOVED, Move.ON_THE_STREAM]
     assert on_the_stream(bench) == ["a"]
     assert drop_letters(client, keys, [second]) == [Move.MOVED]
@@ -148,8 +146,7 @@ def test_a_second_letter_is_not_put_on_the_stream_beside_its_job(bench, client, 
 
 def test_a_letter_without_a_job_cannot_be_retried(bench, client, keys):
     """There is nothing to put on the stream; it stays until it is dropped."""
-    letter = client.xadd(keys.failed, {"reason": "malformed", "error": "gone"}).decode()
-    client.hincrby(keys.counts, "failed", 1)
+    letter = bench.surplus_letter({"error": "gone"}, "malformed")
     assert retry_letters(client, keys, [letter]) == [Move.EMPTY]
     assert drop_letters(client, keys, [letter]) == [Move.MOVED]
     assert bench.problems() == ()

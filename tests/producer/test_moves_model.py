@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -57,7 +58,7 @@ class Model:
                     self.bench.done(entry)
                     self.move([name], "done")
                 case "failed":
-                    self.bench.fail(entry)
+                    self.bench.fail(entry, self.dice.choice(["image-missing", "malformed"]))
                     self.move([name], "failed")
                 case "delay":
                     self.bench.delay(entry)
@@ -107,6 +108,8 @@ def test_any_order_of_moves_keeps_every_question_in_one_place(bench, client, key
             place: {name for name, where in model.place.items() if where == place}
             for place in ("queued", "failed")
         }
+        reasons = Counter(account.failed.values())
+        assert bench.reasons() == reasons, step
         assert account.known.keys() == model.place.keys(), step
         assert (account.queued, set(account.failed)) == (expected["queued"], expected["failed"]), (
             step

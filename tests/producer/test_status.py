@@ -13,6 +13,7 @@ from halp_producer.enqueue import create_group, enqueue_jobs
 from halp_producer.job import Job
 from halp_producer.keys import DELAYED, DONE, FAILED, GROUP, RunKeys
 from halp_producer.letters import dead_letters
+from halp_producer.moves import drop_letters
 from halp_producer.status import UnknownRunError, run_status
 from halp_producer.wording import sum_text
 
@@ -59,6 +60,16 @@ def test_the_numbers_add_up(client, keys):
     assert numbers == (20, 9, 4, 5, 2)
     assert {one.worker: one.in_flight for one in found.workers} == {"w1": 3, "w2": 1}
     assert not found.finished
+
+
+def test_failed_jobs_are_counted_by_reason_most_frequent_first(bench):
+    """Without reading the letters; a reason of which nothing is left is gone."""
+    bench.failed("a", reason="malformed")
+    bench.failed("b", "c", reason="image_missing")
+    (gone,) = bench.failed("d", reason="conflict")
+    drop_letters(bench.client, bench.keys, [gone])
+    found = list(run_status(bench.client, bench.keys).failed_by_reason.items())
+    assert found == [("image_missing", 2), ("malformed", 1)]
 
 
 def test_delayed_jobs_are_neither_waiting_nor_in_flight(client, keys):

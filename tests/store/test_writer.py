@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
+from halp_store.compaction import compact
 from halp_store.errors import StoreMismatch
 from halp_store.features import Receipt, RowKey
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
 from halp_store.writer import Flush
 
@@ -128,7 +131,7 @@ def test_a_receipt_comes_from_a_commit_only(tmp_path, open_writer, make_rows):
     with pytest.raises(dataclasses.FrozenInstanceError):
         receipt.rows = ()
     with pytest.raises(TypeError, match="never made by hand"):
-        dataclasses.replace(receipt, rows=(), _seal=None)
+        dataclasses.replace(receipt, stored=(), _seal=None)
     assert writer.receipt_for([RowKey("a", "a-a")]).rows == (RowKey("a", "a-a"),)
     with pytest.raises(ValueError, match=r"not: \['a'\]"):
         writer.receipt_for([RowKey("b", "a-b"), RowKey("a", "other-a")])
@@ -187,3 +190,44 @@ def test_a_row_that_another_writer_published_is_made_durable_first(
     writer = open_writer(tmp_path, storage=disk)
     writer.receipt_for(make_rows(["a"]).keys)
     assert disk.synced == [f"segments/{segment}"]
+
+
+def test_a_receipt_says_where_each_row_is_and_what_was_answered(tmp_path, open_writer, make_rows):
+    """Of rows that were just written, and of those that another writer had stored before."""
+    early, late = open_writer(tmp_path, worker="early"), open_writer(tmp_path, worker="late")
+    late.append(make_rows(["a", "b", "c"]))
+    early.append(make_rows(["x", "b"]))
+    first = early.flush().segment
+    flush = late.flush()
+    found = {
+        one.key.question_id: (one.segment, one.row, one.answer) for one in flush.receipt.stored
+    }
+    assert found == {
+        "a": (flush.segment, 0, "answer of a, a"),
+        "b": (first, 1, "answer of b, a"),
+        "c": (flush.segment, 1, "answer of c, a"),
+    }
+    for one in late.receipt_for([RowKey("c", "a-c"), RowKey("b", "a-b")]).stored:
+        assert (one.segment, one.row, one.answer) == found[one.key.question_id]
+        assert open_store(tmp_path)[one.key.question_id].answer == one.answer
+
+
+def test_a_compacted_row_has_its_place_in_the_generation(tmp_path, open_writer, make_rows):
+    """And its answer, though its segment is gone."""
+    writer = open_writer(tmp_path)
+    writer.append(make_rows(["b", "a"]))
+    writer.flush()
+    compact(LocalStorage(tmp_path))
+    (one,) = open_writer(tmp_path).receipt_for([RowKey("b", "a-b")]).stored
+    assert (one.segment, one.row, one.answer) == ("compacted/000001", 1, "answer of b, a")
+
+
+def test_an_answer_that_cannot_be_read_is_not_given(tmp_path, open_writer, make_rows):
+    """The row is committed all the same; what is damaged is the business of `halp-store verify`."""
+    writer = open_writer(tmp_path)
+    writer.append(make_rows(["a"]))
+    segment = writer.flush().segment
+    for chunk in (tmp_path / "segments" / segment / "answer").glob("c*"):
+        chunk.write_bytes(b"damaged") if chunk.is_file() else shutil.rmtree(chunk)
+    (one,) = writer.receipt_for([RowKey("a", "a-a")]).stored
+    assert (one.segment, one.row, one.answer) == (segment, 0, None)

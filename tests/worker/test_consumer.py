@@ -10,8 +10,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from halp_producer.keys import GROUP
+from halp_producer.results import MAX_ANSWER_BYTES, RESULTS_KEPT, Fate, Result, read_results
 from halp_producer.server import connect_exact
-from halp_store.features import Receipt, _seal_receipt
+from halp_store.features import Receipt, StoredRow, _seal_receipt
 from halp_worker import consumer as consumer_module
 from halp_worker.consumer import Consumer
 from halp_worker.delivery import row_key
@@ -37,7 +38,9 @@ def member(server, client, keys):
 
 def proven(*jobs):
     """A receipt as the writer would make it."""
-    return _seal_receipt(tuple(row_key(job) for job in jobs))
+    return _seal_receipt(
+        tuple(StoredRow(row_key(job), "seg", row, f"Yes {row}.") for row, job in enumerate(jobs))
+    )
 
 
 def counts(client, keys):
@@ -79,7 +82,7 @@ def test_an_acknowledged_job_is_gone_and_counted(member, enqueue, client, keys):
 def test_ack_takes_nothing_but_a_receipt(member):
     """And nobody but the store's writer makes one."""
     with pytest.raises(TypeError, match="committed write"):
-        Receipt(rows=(row_key(make_job(1)),))
+        Receipt(stored=(StoredRow(row_key(make_job(1)), "seg", 0, "Yes."),))
     with pytest.raises(AttributeError):
         member().ack([row_key(make_job(1))])
 
@@ -211,6 +214,70 @@ def test_a_rejected_job_moves_to_the_failed_stream_with_its_reason(member, enque
     assert counts(client, keys)["failed"] == 1
 
 
+def test_what_ended_a_job_says_so_on_the_results_stream(member, enqueue, client, keys):
+    """In the same step: where the row is and what was answered, or why there is none."""
+    enqueue(make_job(1), make_job(2), make_job(3))
+    one = member()
+    one.read(10, 0)
+    one.ack(proven(make_job(2), make_job(1)))
+    one.fail(row_key(make_job(3)), Rejection(Reason.IMAGE_MISSING, "not there: " + "é" * 4000))
+    first, second, third = read_results(client, keys).results
+    stored = Result(question_id="q1", fate=Fate.STORED, answer="Yes 1.", segment="seg", row=1)
+    assert first == stored
+    assert second == Result(
+        question_id="q2", fate=Fate.STORED, answer="Yes 0.", segment="seg", row=0
+    )
+    assert (third.question_id, third.fate, third.reason) == ("q3", Fate.FAILED, "image_missing")
+    assert third.error.startswith("not there: ééé")
+    assert third.error.endswith("é...")
+    assert len(third.error.encode()) <= MAX_ANSWER_BYTES
+    assert (third.answer, third.segment, third.row) == (None, None, None)
+
+
+def test_nothing_is_said_of_an_entry_that_was_no_longer_ours(
+    member, enqueue, client, keys, wait_until
+):
+    """Neither by an acknowledgement nor by a failure that came late, nor twice after a lost
+    reply."""
+    enqueue(make_job(1))
+    late = member("late")
+    late.read(10, 0)
+    heir = member("heir", lease_ms=1)
+    wait_until(lambda: ids(heir.read(10, 0)) == ["q1"])
+    late.ack(proven(make_job(1)))
+    assert read_results(client, keys).results == []
+    acknowledge, replies = heir._ack, iter([redis.ConnectionError("the reply is lost")])
+
+    def lose(**arguments):
+        reply = acknowledge(**arguments)
+        if (lost := next(replies, None)) is not None:
+            raise lost
+        return reply
+
+    heir._ack = lose
+    assert heir.ack(proven(make_job(1))) == 1
+    assert next(replies, "both were sent") == "both were sent"
+    assert [one.question_id for one in read_results(client, keys).results] == ["q1"]
+
+
+def test_the_results_stream_is_bounded_on_a_full_server_too(member, enqueue, client, keys):
+    """The oldest messages go, a node of the stream at a time; jobs end as ever."""
+    pipe = client.pipeline()
+    for number in range(RESULTS_KEPT + 500):
+        pipe.xadd(keys.results, {"question_id": f"old{number}", "fate": "stored"})
+    pipe.execute()
+    enqueue(make_job(1), make_job(2))
+    one = member()
+    one.read(10, 0)
+    client.config_set("maxmemory", 1)
+    try:
+        assert one.ack(proven(make_job(1), make_job(2))) == 2
+    finally:
+        client.config_set("maxmemory", 0)
+    assert RESULTS_KEPT <= client.xlen(keys.results) <= RESULTS_KEPT + 100
+    assert client.xrevrange(keys.results, count=1)[0][1][b"question_id"] == b"q2"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -230,6 +297,8 @@ def test_an_entry_that_is_not_a_job_is_rejected_and_harms_no_neighbour(
     assert ids(member().read(10, 0)) == ["q1", "q2"]
     ((_, letter),) = client.xrange(keys.failed)
     assert letter[b"reason"] == b"malformed"
+    (said,) = read_results(client, keys).results
+    assert (said.fate, said.reason) == (Fate.FAILED, "malformed")
 
 
 def test_finishing_goes_on_when_the_server_is_full(member, enqueue, client, keys):
@@ -248,7 +317,8 @@ def test_finishing_goes_on_when_the_server_is_full(member, enqueue, client, keys
         client.config_set("maxmemory", 0)
     found = counts(client, keys)
     del found["epoch"]
-    assert found == {"enqueued": 2, "done": 1, "failed": 1}
+    assert found == {"enqueued": 2, "done": 1, "failed": 1, "failed:image_missing": 1}
+    assert [one.fate for one in read_results(client, keys).results] == [Fate.STORED, Fate.FAILED]
 
 
 def test_a_flushed_server_is_joined_again(member, enqueue, client, keys):

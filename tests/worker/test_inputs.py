@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from halp_producer import Job
 from halp_worker.fates import FatalError, Reason, Rejected
+from halp_worker.model.inputs import PreparedImage, SharedImages
 from halp_worker.model.layers import choose_layers, choose_positions
 from halp_worker.model.positions import Prompt, find_positions
+from halp_worker.model.ranks import pack, unpack
 from halp_worker.model.versions import check_transformers
 
 
@@ -102,3 +105,58 @@ def test_transformers_that_compute_wrong_positions_are_refused(broken):
 def test_other_releases_of_transformers_5_are_fine(good):
     """The floor, the last before the defect, the first after it, a late one."""
     check_transformers(good)
+
+
+def test_images_of_one_name_and_other_bytes_never_share_pixels():
+    """The bytes are part of the key; the same image of the same name is made once."""
+    made = []
+
+    def prepare(key):
+        made.append(key)
+        return PreparedImage(str(key), torch.zeros(1, 1), torch.ones(1, 3, dtype=torch.int64), 1)
+
+    shared = SharedImages(prepare)
+    keys = [("a.png", b"one"), ("a.png", b"other"), ("a.png", None), ("a.png", b"one")]
+    first, other, none, again = (shared.get(key) for key in keys)
+    assert first is again
+    assert len({id(one) for one in (first, other, none)}) == 3
+    assert made == keys[:3]
+
+
+@pytest.mark.slow
+def test_an_image_inside_a_job_is_read_as_its_file_would_be(bench, photos):
+    """The same pixels, hash and tokens; its name is not looked up and decides nothing."""
+    from_file = bench().inputs.prepare(job())
+    data = (photos / "coffee.png").read_bytes()
+    inside = bench().inputs.prepare(job(image="nowhere/else.jpg", image_data=data))
+    assert inside.image.sha256 == from_file.image.sha256
+    assert torch.equal(inside.image.pixel_values, from_file.image.pixel_values)
+    assert torch.equal(inside.input_ids, from_file.input_ids)
+    other = (photos / "chelsea.png").read_bytes()
+    samples = [
+        bench().inputs.prepare(job(question_id=f"q{number}", image="a.png", image_data=one))
+        for number, one in enumerate([data, other, data])
+    ]
+    rows = bench().extract(samples).features.text
+    hashes = rows["image_sha256"]
+    assert hashes[0] == hashes[2] == from_file.image.sha256 != hashes[1]
+    assert rows["answer"][0] == rows["answer"][2]
+    assert rows["content_hash"] == tuple(one.job.content_hash for one in samples)
+
+
+@pytest.mark.slow
+def test_a_damaged_image_inside_a_job_is_rejected_by_name(bench):
+    """Through the same bounded decoder."""
+    with pytest.raises(Rejected, match=r"not an image.*kettle\.jpg") as caught:
+        bench().inputs.prepare(job(image="kettle.jpg", image_data=b"no picture"))
+    assert caught.value.rejection.reason is Reason.IMAGE_UNREADABLE
+
+
+@pytest.mark.slow
+def test_samples_with_images_inside_reach_the_other_ranks(bench, photos):
+    """As pixels: the bytes stay with the process that has the queue."""
+    data = (photos / "coffee.png").read_bytes()
+    sample = bench().inputs.prepare(job(image_data=data))
+    (there,) = unpack(pack([sample]))
+    assert there.job == job()
+    assert torch.equal(there.image.pixel_values, sample.image.pixel_values)

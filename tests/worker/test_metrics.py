@@ -28,9 +28,11 @@ def fetch(port):
         }
 
 
-def test_every_fate_and_stage_is_there_from_the_start():
+def test_every_fate_reason_and_stage_is_there_from_the_start():
     """A rate over a series that appears late would miss its first jobs."""
     metrics = Metrics()
+    reasons = [value(metrics, "halp_failures_total", reason=reason) for reason in Reason]
+    assert reasons == [0] * len(Reason)
     assert [value(metrics, "halp_jobs_total", fate=fate) for fate in FATES] == [0] * len(FATES)
     assert [value(metrics, "halp_stage_seconds_count", stage=stage) for stage in STAGES] == [
         0

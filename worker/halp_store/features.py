@@ -87,23 +87,39 @@ _SEAL: Final = object()
 
 
 @dataclass(frozen=True)
+class StoredRow:
+    """A committed row. segment: or the generation's name. row: in it. answer: None where it was
+    committed before and cannot be read."""
+
+    key: RowKey
+    segment: str
+    row: int
+    answer: str | None
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Proof that rows are committed. Only `halp_store.writer` can make one.
 
-    rows: the keys that a reader of the store finds from now on, with this content.
+    stored: what a reader of the store finds from now on, with this content.
     """
 
-    rows: tuple[RowKey, ...]
+    stored: tuple[StoredRow, ...]
     _seal: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self._seal is not _SEAL:
             raise TypeError("a Receipt comes from a committed write, it is never made by hand")
 
+    @property
+    def rows(self) -> tuple[RowKey, ...]:
+        """The keys of `stored`."""
+        return tuple(one.key for one in self.stored)
 
-def _seal_receipt(rows: tuple[RowKey, ...]) -> Receipt:
+
+def _seal_receipt(stored: tuple[StoredRow, ...]) -> Receipt:
     """For `halp_store.writer` alone, after a commit was read back."""
-    return Receipt(rows, _SEAL)
+    return Receipt(stored, _SEAL)
 
 
 def _same_names(

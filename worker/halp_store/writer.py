@@ -23,9 +23,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from halp_store.address import storage_at
+from halp_store.answers import read_answers
 from halp_store.buffer import RowBuffer
 from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreMismatch
-from halp_store.features import FeatureBatch, Receipt, RowKey, _seal_receipt
+from halp_store.features import FeatureBatch, Receipt, RowKey, StoredRow, _seal_receipt
 from halp_store.fence import delete_staged, fence_segment, is_fenced
 from halp_store.index import SegmentIndex
 from halp_store.layout import Layout
@@ -158,7 +159,7 @@ class StoreWriter:
         if missing or not rows:
             raise ValueError(f"expected rows that are stored with this content, not: {missing}")
         self._make_durable(rows)
-        return _seal_receipt(rows)
+        return _seal_receipt(self._stored(rows, {}))
 
     @property
     def rows_buffered(self) -> int:
@@ -222,11 +223,12 @@ class StoreWriter:
             self._index.refresh()
             plan = self._plan(withheld)
             if not plan.write:
-                return self._finish(plan, None)
+                return self._finish(plan, None, {})
             if lost := _lost(plan.write, may_commit):
                 withheld |= lost
                 continue
-            segment = self._build(list(plan.write.values()))
+            features = self._buffer.features(list(plan.write.values()))
+            segment = self._build(features)
             self._stage(segment)
             if lost := _lost(plan.write, may_commit):
                 withheld |= lost
@@ -235,7 +237,8 @@ class StoreWriter:
             if self._publish(segment):
                 # Again, because another writer may have published the same id while we wrote.
                 self._index.refresh()
-                return self._finish(self._plan(withheld), segment.name)
+                answers = {segment.name: features.text["answer"]}
+                return self._finish(self._plan(withheld), segment.name, answers)
             tries += 1
         raise PublishFailed(self._storage.where, _PUBLISH_TRIES)
 
@@ -256,9 +259,9 @@ class StoreWriter:
                 plan.write[key] = row
         return plan
 
-    def _build(self, rows: list[int]) -> Segment:
+    def _build(self, features: FeatureBatch) -> Segment:
         return build_segment(
-            self._buffer.features(rows),
+            features,
             name=new_segment_name(self._worker),
             provenance=self._provenance,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -298,11 +301,33 @@ class StoreWriter:
         if is_fenced(self._storage, segment.name):
             delete_staged(self._storage, segment.name)
 
-    def _finish(self, plan: _Plan, segment: str | None) -> Flush:
+    def _finish(
+        self, plan: _Plan, segment: str | None, answers: Mapping[str, Sequence[str]]
+    ) -> Flush:
         self._make_durable(plan.stored)
-        receipt = _seal_receipt(tuple(plan.stored)) if plan.stored else None
+        receipt = _seal_receipt(self._stored(plan.stored, answers)) if plan.stored else None
         self._buffer = RowBuffer()
         return Flush(receipt, tuple(plan.conflicts), segment, tuple(plan.withheld))
+
+    def _stored(
+        self, keys: Sequence[RowKey], answers: Mapping[str, Sequence[str]]
+    ) -> tuple[StoredRow, ...]:
+        """Where these rows are by now, and their answers. answers: of segments at hand, by row;
+        those of others are read."""
+        places = {key: place for key in keys if (place := self._index.find(key.question_id))}
+        elsewhere = [one for one in places.values() if one.segment not in answers]
+        read = dict(
+            zip(elsewhere, read_answers(self._storage, self._index, elsewhere), strict=True)
+        )
+        return tuple(
+            StoredRow(
+                key,
+                place.segment,
+                place.row,
+                read[place] if place in read else answers[place.segment][place.row],
+            )
+            for key, place in places.items()
+        )
 
     def _make_durable(self, keys: Collection[RowKey]) -> None:
         # Another writer's row can be seen before its own sync has ended; a receipt may not.

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,15 @@ import redis
 from halp_producer.activity import WorkerActivity
 from halp_producer.job import Job
 from halp_producer.keys import RunKeys
+from halp_producer.pace import Pace
 from halp_store.layout import Layout
 from halp_store.writer import StoreWriter
 from halp_worker.batcher import Batcher
 from halp_worker.consumer import Consumer
+from halp_worker.footprint import peak_resident_bytes
 from halp_worker.heartbeat import Describe, Heartbeat
+from halp_worker.live_line import live_line
+from halp_worker.logs import belong_to
 from halp_worker.metrics import Metrics
 from halp_worker.retry import RetryPolicy
 from halp_worker.service import Extracts, Service, Tally
@@ -41,7 +45,7 @@ class Engine:
     """What turns jobs into rows.
 
     prepare: a job's inputs, called on threads; raises Rejected or Retryable.
-    device: for people.
+    device: for people. memory_bytes: the most that was in use; called on any thread.
     budget, tokens_of, size_of: see `Batcher`.
     """
 
@@ -53,6 +57,7 @@ class Engine:
     budget: int | None = None
     tokens_of: Callable[[Any], int] = lambda _: 1
     size_of: Callable[[Any], int] = lambda _: 0
+    memory_bytes: Callable[[], int] = peak_resident_bytes
 
 
 def worker_name() -> str:
@@ -73,6 +78,7 @@ def serve(
 
     Raises FatalError or StoreError with a message, or what redis-py raises.
     """
+    belong_to(worker=name, run=settings.run)
     keys = RunKeys(settings.run)
     metrics = Metrics()
     metrics.describe(
@@ -115,6 +121,7 @@ def serve(
             retries=retries or RetryPolicy(settings.max_attempts),
             metrics=metrics,
         )
+        describe = _describer(settings, engine, consumer, service, metrics)
         heartbeat = Heartbeat(
             client,
             keys,
@@ -122,13 +129,22 @@ def serve(
                 consumer.renew_all,
                 lambda: metrics.backlog(client.xlen(keys.jobs)),
             ],
-            describe=_describer(settings, engine, consumer, service, metrics),
+            describe=describe,
             lease_seconds=settings.lease_seconds,
         )
         log.info("worker %s: run %s -> %s", name, settings.run, settings.store)
         _stop_by_signals(service)
-        with heartbeat:
+        with heartbeat, _line_of(settings, describe, metrics):
             return service.run()
+
+
+def _line_of(
+    settings: WorkerSettings, describe: Describe, metrics: Metrics
+) -> AbstractContextManager[None]:
+    """The live line, where it is wanted."""
+    if settings.log_format != "auto":
+        return nullcontext()
+    return live_line(lambda: describe(_now_ms()), lambda: metrics.backlog_jobs)
 
 
 def _stop_by_signals(service: Service) -> None:
@@ -165,11 +181,20 @@ def _describer(
     service: Service,
     metrics: Metrics,
 ) -> Describe:
-    started_ms = int(time.time() * 1000)
+    started_ms = _now_ms()
+    pace = Pace()
+    pace.tell(time.monotonic(), 0)
+    lock = threading.Lock()  # the heartbeat's thread asks, and the live line's
+
+    def rows_per_second() -> float:
+        with lock:
+            pace.tell(time.monotonic(), service.tally.done)
+            return round(pace.per_second, 3)
 
     def describe(now_ms: int) -> WorkerActivity:
-        seconds = max(1e-3, (now_ms - started_ms) / 1000)
         metrics.in_hand(consumer.in_hand)
+        memory_bytes = engine.memory_bytes()
+        metrics.memory(memory_bytes)
         return WorkerActivity(
             worker=consumer.name,
             host=socket.gethostname(),
@@ -183,7 +208,14 @@ def _describer(
             in_hand=consumer.in_hand,
             done=service.tally.done,
             failed=service.tally.failed,
-            rows_per_second=round(service.tally.done / seconds, 3),
+            rows_per_second=rows_per_second(),
+            batch_jobs=service.batch_jobs,
+            memory_bytes=memory_bytes,
+            store=str(settings.store),
         )
 
     return describe
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -13,6 +13,7 @@ from halp_store.errors import StoreError
 from halp_worker.batcher import Batch
 from halp_worker.extraction import Extraction
 from halp_worker.fates import DeviceOutOfMemory, FatalError, Reason, Setback
+from halp_worker.mention import jobs, named
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,14 @@ def extract_each(
     # Out here the exception is gone, and with it the tensors that its frames held.
     if len(batch) == 1:
         return [Extraction(None, ((batch.keys[0], setback),))]
-    log.warning("a batch of %d failed (%s): halving it", len(batch), setback.error)
+    ids = [key.question_id for key in batch.keys]
+    log.warning(
+        "a batch of %d failed (%s): halving it: %s",
+        len(ids),
+        setback.error,
+        named(ids),
+        extra={**jobs(ids), "reason": setback.reason},
+    )
     middle = len(batch) // 2
     halves = (batch.take(range(middle)), batch.take(range(middle, len(batch))))
     return [one for half in halves for one in extract_each(extract, half, on_out_of_memory)]

@@ -18,13 +18,17 @@ import typer
 
 from halp_producer.options import RedisUrl, Run
 from halp_producer.server import DEFAULT_URL
+from halp_worker import dashboard_cli
 from halp_worker.settings import (
     DEFAULT_MODEL,
     DeviceMap,
     Dtype,
+    LogFormat,
     ModelSettings,
     WorkerSettings,
 )
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Runs Qwen2.5-VL on the jobs of a run and stores hidden states and answers.",
@@ -192,6 +196,14 @@ def run(
             envvar="HALP_METRICS_HOST", help="Address for the metrics; 0.0.0.0 in a container."
         ),
     ] = "127.0.0.1",
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            envvar="HALP_LOG_FORMAT",
+            help="Of what it says on stderr. auto: text, on a terminal with a live line below; "
+            "json: an object a line, with the ids of jobs and segments as fields.",
+        ),
+    ] = "auto",
 ) -> None:
     """Take jobs from the run, answer them with their states captured, store, acknowledge.
 
@@ -199,7 +211,7 @@ def run(
     A second one: stop at once; nothing is lost. Exit codes: 0 done, 1 an error that is explained, 2
     wrong usage, 3 the device is broken.
     """
-    with _failures_explained():
+    with _failures_explained(log_format=log_format, url=redis_url):
         from halp_worker.launch import run_worker
 
         tally = run_worker(
@@ -231,6 +243,7 @@ def run(
                 until_empty=until_empty,
                 metrics_port=metrics_port,
                 metrics_host=metrics_host,
+                log_format=log_format,
             )
         )
     if tally is None:
@@ -326,10 +339,15 @@ def _names(value: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _failures_explained(extra: str = "worker") -> Iterator[None]:
+def _failures_explained(
+    extra: str = "worker", log_format: LogFormat = "text", url: str = ""
+) -> Iterator[None]:
     """Turns what a user can do something about into one message and exit code 1."""
+    from halp_worker.logs import set_up_logging
+
     try:
-        _set_up_logging()
+        _silence_libraries()
+        set_up_logging(log_format, url)
         yield
     except ModuleNotFoundError as error:
         # A module of our own that is missing is a defect, and shows as one.
@@ -342,6 +360,9 @@ def _failures_explained(extra: str = "worker") -> Iterator[None]:
     except Exception as error:
         if not _is_for_people(error):
             raise
+        if log_format == "json":
+            log.critical("%s", error)
+            raise typer.Exit(_exit_code(error)) from None
         _fail(str(error), _exit_code(error))
 
 
@@ -368,16 +389,16 @@ def _fail(message: str, code: int = 1) -> None:
     raise typer.Exit(code)
 
 
-def _set_up_logging() -> None:
+def _silence_libraries() -> None:
     # The libraries' own bars and advice are not ours to show; these must be set before they load.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-    for library in ("httpx", "httpx2", "urllib3", "qwen_vl_utils", "PIL"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+app.command(epilog=dashboard_cli.EXAMPLES)(
+    _failures_explained(extra="dashboard")(dashboard_cli.dashboard)
+)
 
 
 def main() -> None:

@@ -16,14 +16,16 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from halp_producer.enqueue import create_group
-from halp_producer.job import JobFormatError, decode
-from halp_producer.keys import DELAYED, DONE, EPOCH, FAILED, GROUP, RunKeys
+from halp_producer.job import MAX_ID_BYTES, JobFormatError, decode
+from halp_producer.keys import DELAYED, DONE, EPOCH, FAILED, FAILED_FOR, GROUP, RunKeys
 from halp_producer.outages import is_forgotten, is_outage
+from halp_producer.results import RESULTS_KEPT, bounded, stored_message
 from halp_store.features import Receipt, RowKey
 from halp_worker import scripts
 from halp_worker.delivery import Delivery
 from halp_worker.fates import Reason, Rejection
 from halp_worker.hand import Hand
+from halp_worker.mention import jobs, named
 from halp_worker.retry import LONGEST_DELAY_MS
 
 log = logging.getLogger(__name__)
@@ -172,7 +174,13 @@ class Consumer:
             self._own_page = f"({entries[-1].entry_id}" if entries else None
             fresh = self._not_in_hand(entries)
             if fresh:
-                log.info("found %d jobs on our own list that never arrived", len(fresh))
+                ids = list(map(_question_id, fresh))
+                log.info(
+                    "found %d jobs on our own list that never arrived: %s",
+                    len(ids),
+                    named(ids),
+                    extra=jobs(ids),
+                )
                 return fresh
         return []
 
@@ -188,7 +196,14 @@ class Consumer:
         )
         fresh = self._not_in_hand(taken)
         if left := [entry for entry in fresh if entry.attempts or entry.taken_from]:
-            log.info("took over %d jobs: %s", len(left), ", ".join(sorted(set(map(_why, left)))))
+            ids, reasons = list(map(_question_id, left)), sorted(set(map(_why, left)))
+            log.info(
+                "took over %d jobs (%s): %s",
+                len(ids),
+                ", ".join(reasons),
+                named(ids),
+                extra=jobs(ids),
+            )
         return fresh
 
     def _wait_for_new(self, slots: int, block_ms: int) -> list[_Entry]:
@@ -214,7 +229,18 @@ class Consumer:
             try:
                 job = decode(entry.fields or {})
             except JobFormatError as error:
-                log.warning("failed entry %s: malformed: %s", entry.entry_id, error)
+                question_id = _question_id(entry)
+                log.warning(
+                    "failed %s (entry %s): malformed: %s",
+                    question_id,
+                    entry.entry_id,
+                    error,
+                    extra={
+                        **jobs([question_id]),
+                        "entry_id": entry.entry_id,
+                        "reason": Reason.MALFORMED,
+                    },
+                )
                 self._fail_entries([entry.entry_id], Rejection(Reason.MALFORMED, str(error)))
                 continue
             delivery = Delivery(entry.entry_id, job, entry.attempts, entry.taken_from)
@@ -269,7 +295,13 @@ class Consumer:
         ours = self._hand.entries()
         too_long = self._hand.forget(one for one, held in ours.items() if held.since < oldest)
         for entry_id in too_long:
-            log.warning("%s: in hand for over --max-job-seconds: no longer renewed", entry_id)
+            question_id = ours[entry_id].key.question_id
+            log.warning(
+                "%s (entry %s): in hand for over --max-job-seconds: no longer renewed",
+                question_id,
+                entry_id,
+                extra={**jobs([question_id]), "entry_id": entry_id},
+            )
         if too_long:
             self._on_lost(len(too_long))
         if entry_ids := list(ours.keys() - set(too_long)):
@@ -281,21 +313,38 @@ class Consumer:
     # -- finishing -------------------------------------------------------------------------
 
     def ack(self, receipt: Receipt) -> int:
-        """Acknowledges every entry in hand whose row the receipt proves; returns how many.
+        """Acknowledges every entry in hand whose row the receipt proves, and says so on the results
+        stream; returns how many.
 
-        An entry that is another worker's by now stays that worker's.
+        An entry that is another worker's by now stays that worker's, and nothing is said of it.
         """
+        stored = {one.key: one for one in receipt.stored}
+        arguments: list[bytes | str | int] = []
+        held = self._hand.entries(stored)
+        for entry_id, one in held.items():
+            row = stored[one.key]
+            message = stored_message(row.key.question_id, row.answer, row.segment, row.row)
+            arguments += [entry_id, len(message), *message]
         return self._finish(
-            list(self._hand.entries(set(receipt.rows))),
-            lambda entry_ids: self._ack(
-                keys=[self._keys.jobs, self._keys.counts, self._keys.attempts],
-                args=[GROUP, self.name, DONE, *entry_ids],
+            list(held),
+            lambda _: self._ack(
+                keys=[
+                    *(self._keys.jobs, self._keys.counts),
+                    *(self._keys.attempts, self._keys.results),
+                ],
+                args=[GROUP, self.name, DONE, RESULTS_KEPT, *arguments],
             ),
         )
 
     def fail(self, row: RowKey, rejection: Rejection) -> int:
         """Moves every entry in hand of this row to the failed stream; returns how many."""
-        log.warning("failed %s: %s: %s", row.question_id, rejection.reason, rejection.error)
+        log.warning(
+            "failed %s: %s: %s",
+            row.question_id,
+            rejection.reason,
+            rejection.error,
+            extra={**jobs([row.question_id]), "reason": rejection.reason},
+        )
         return self._fail_entries(list(self._hand.entries([row])), rejection)
 
     def _fail_entries(self, entry_ids: Sequence[str], rejection: Rejection) -> int:
@@ -306,11 +355,12 @@ class Consumer:
                 lambda entry_ids: self._fail(
                     keys=[
                         *(self._keys.jobs, self._keys.counts),
-                        *(self._keys.failed, self._keys.attempts),
+                        *(self._keys.failed, self._keys.attempts, self._keys.results),
                     ],
                     args=[
                         *(GROUP, self.name, FAILED, *entry_ids),
                         *(rejection.reason, _utf8(rejection.error), _utf8(rejection.traceback)),
+                        *(FAILED_FOR, RESULTS_KEPT, bounded(rejection.error), MAX_ID_BYTES),
                     ],
                 ),
             )
@@ -380,8 +430,14 @@ class Consumer:
         """Entries that are another's, or nobody's, by now. Counted and logged once."""
         lost = [one.decode() for one in raw_ids]
         noticed = self._hand.lose(lost)
-        for entry_id in noticed:
-            log.warning("lease of %s was lost: its result is discarded", entry_id)
+        for entry_id, held in noticed.items():
+            question_id = held.key.question_id
+            log.warning(
+                "lease of %s (entry %s) was lost: its result is discarded",
+                question_id,
+                entry_id,
+                extra={**jobs([question_id]), "entry_id": entry_id},
+            )
         if noticed:
             self._on_lost(len(noticed))
         return lost
@@ -398,6 +454,12 @@ def _entries(answer: Iterable[Any]) -> list[_Entry]:
         )
         for entry_id, fields, attempts, taken_from in answer
     ]
+
+
+def _question_id(entry: _Entry) -> str:
+    """For the log: of what is no job, whatever it calls itself, or else the entry's own id."""
+    found: bytes = (entry.fields or {}).get(b"question_id", b"")
+    return found.decode("utf-8", "replace") or entry.entry_id
 
 
 def _why(taken: _Entry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from halp_producer.job import Job
 from halp_store.features import RowKey
@@ -27,8 +28,9 @@ class Delivery:
         """Whether work on it was started by a worker that did not live to tell the end."""
         return self.attempts > 0 and self.taken_from != ""
 
-    @property
+    @cached_property
     def key(self) -> RowKey:
+        """Made once: of a job with its image inside, all of it is hashed."""
         return row_key(self.job)
 
 

@@ -72,15 +72,15 @@ class Hand:
         with self._lock:
             return [one for one in entry_ids if self._held.pop(one, None) is not None]
 
-    def lose(self, entry_ids: Iterable[str]) -> list[str]:
+    def lose(self, entry_ids: Iterable[str]) -> dict[str, Held]:
         """They are somebody else's, or nobody's. Returns those whose loss is news: held, and not
         being finished at this moment."""
         with self._lock:
-            return [
-                one
+            return {
+                one: held
                 for one in entry_ids
-                if one not in self._finishing and self._held.pop(one, None) is not None
-            ]
+                if one not in self._finishing and (held := self._held.pop(one, None)) is not None
+            }
 
     @contextmanager
     def finishing(self, entry_ids: Collection[str]) -> Iterator[None]:

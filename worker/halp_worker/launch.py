@@ -19,6 +19,7 @@ from halp_producer.job import Job
 from halp_store.layout import Layout
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.devices import resolve_device
+from halp_worker.footprint import peak_resident_bytes
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.images import ImageReader
 from halp_worker.model.inputs import InputBuilder, Sample
@@ -66,6 +67,7 @@ def _run_first(settings: WorkerSettings, ranks: Ranks | None) -> Tally:
                 )
                 if gpu is not None:
                     model = replace(model, device=stack.enter_context(gpu).device)
+            log.info("loading %s", model.model)
             loaded = load_model(model, rank_count())
             engine = model_engine(settings, loaded)
             if ranks is not None:
@@ -98,7 +100,14 @@ def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
         budget=token_budget(loaded.model),
         tokens_of=lambda sample: sample.prompt_tokens + loaded.generation.max_new_tokens,
         size_of=lambda sample: sample.prefix_tokens,
+        memory_bytes=_peak_cuda_bytes if loaded.device.type == "cuda" else peak_resident_bytes,
     )
+
+
+def _peak_cuda_bytes() -> int:
+    """Of all devices together: a model may be spread over several. What the process has reserved,
+    for nobody else can use it."""
+    return sum(torch.cuda.max_memory_reserved(one) for one in range(torch.cuda.device_count()))
 
 
 def layout_for(settings: WorkerSettings, loaded: LoadedModel) -> Layout:

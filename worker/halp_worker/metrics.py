@@ -14,7 +14,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from halp_worker.fates import FatalError
+from halp_worker.fates import FatalError, Reason
 
 FATES: Final = ("done", "already_stored", "failed", "retried", "released")
 """What becomes of a job in this worker's hands."""
@@ -31,15 +31,17 @@ _BATCH_JOBS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """One worker's counters. All fates and stages are there from the start, with zeros."""
+    """One worker's counters. All fates, reasons and stages are there from the start, with zeros."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         jobs = Counter("halp_jobs", "Jobs by what became of them.", ["fate"], registry=registry)
         self._fates = {fate: jobs.labels(fate) for fate in FATES}
         self._failures = Counter(
-            "halp_failures", "Failed attempts and failed jobs.", ["reason"], registry=registry
+            "halp_failures", "Failed jobs by reason.", ["reason"], registry=registry
         )
+        for reason in Reason:
+            self._failures.labels(str(reason))
         self._lease_losses = Counter(
             "halp_lease_losses", "Jobs that another worker took over.", registry=registry
         )
@@ -65,6 +67,11 @@ class Metrics:
         self._in_hand = Gauge(
             "halp_in_hand_jobs", "Jobs in this worker's hands.", registry=registry
         )
+        self._memory = Gauge(
+            "halp_memory_bytes",
+            "The most memory in use: the CUDA device's, else the process's.",
+            registry=registry,
+        )
         self._last_poll = Gauge(
             "halp_last_poll_timestamp_seconds", "Unix time of the last read.", registry=registry
         )
@@ -74,6 +81,9 @@ class Metrics:
             ["worker", "run", "model", "device"],
             registry=registry,
         )
+
+        self.backlog_jobs: int | None = None
+        """As it was told last; None before."""
 
     def describe(self, *, worker: str, run: str, model: str, device: str) -> None:
         """Who this is; a second call replaces the first."""
@@ -85,7 +95,7 @@ class Metrics:
         self._fates[fate].inc(n)
 
     def failed(self, reason: str) -> None:
-        """One attempt or job failed for this `Reason`; its fate is counted with `count`."""
+        """One job failed for this `Reason`; its fate is counted with `count`."""
         self._failures.labels(str(reason)).inc()
 
     def lease_lost(self, n: int = 1) -> None:
@@ -116,10 +126,15 @@ class Metrics:
 
     def backlog(self, n: int) -> None:
         """Jobs left in the run, for all workers together."""
+        self.backlog_jobs = n
         self._backlog.set(n)
 
     def in_hand(self, n: int) -> None:
         self._in_hand.set(n)
+
+    def memory(self, n_bytes: int) -> None:
+        """The most that was in use so far."""
+        self._memory.set(n_bytes)
 
     def polled(self) -> None:
         """The server answered a read just now."""

@@ -156,18 +156,22 @@ return lost
 ACK: Final = (
     _HEAD
     + """
--- KEYS: jobs, counts, attempts. ARGV: group, me, count field, entry ids.
+-- KEYS: jobs, counts, attempts, results. ARGV: group, me, count field, how many results are kept,
+-- then for each entry its id, the size of its message, and that many names and values.
 -- Returns the ids that were not ours.
-local lost = {}
-for i = 4, #ARGV do
-  if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
-    redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-    redis.call('XDEL', KEYS[1], ARGV[i])
+local lost, at = {}, 5
+while at <= #ARGV do
+  local id, size = ARGV[at], tonumber(ARGV[at + 1])
+  if owned(KEYS[1], ARGV[1], ARGV[2], id) then
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+    redis.call('XDEL', KEYS[1], id)
     redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
-    redis.call('HDEL', KEYS[3], ARGV[i])
+    redis.call('HDEL', KEYS[3], id)
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, at + 2, at + 1 + size))
   else
-    lost[#lost + 1] = ARGV[i]
+    lost[#lost + 1] = id
   end
+  at = at + 2 + size
 end
 return lost
 """
@@ -176,15 +180,17 @@ return lost
 FAIL: Final = (
     _HEAD
     + """
--- KEYS: jobs, counts, failed, attempts. ARGV: group, me, count field, entry id, reason, error,
--- traceback. Returns the id if it was not ours.
-local id = ARGV[4]
+-- KEYS: jobs, counts, failed, attempts, results. ARGV: group, me, count field, entry id, reason,
+-- error, traceback, what the count field of a reason starts with, how many results are kept, the
+-- error for the message, the longest id in bytes. Returns the id if it was not ours.
+local id, question_id = ARGV[4], ''
 if not owned(KEYS[1], ARGV[1], ARGV[2], id) then return {id} end
 local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
 local letter = {'XADD', KEYS[3], '*'}
 for i, value in ipairs(entry and entry[2] or {}) do
   if i > 2000 then break end  -- far more than a job has, and all that unpack can hold
   letter[#letter + 1] = value
+  if i % 2 == 1 and value == 'question_id' then question_id = entry[2][i + 1] end
 end
 for _, value in ipairs({'reason', ARGV[5], 'error', ARGV[6], 'traceback', ARGV[7],
                         'attempts', (started(KEYS[4], id)),
@@ -195,7 +201,11 @@ redis.call(unpack(letter))
 redis.call('XACK', KEYS[1], ARGV[1], id)
 redis.call('XDEL', KEYS[1], id)
 redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
+redis.call('HINCRBY', KEYS[2], ARGV[8] .. ARGV[5], 1)
 redis.call('HDEL', KEYS[4], id)
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[9], '*',
+           'question_id', string.sub(question_id, 1, tonumber(ARGV[11])), 'fate', 'failed',
+           'reason', ARGV[5], 'error', ARGV[10])
 return {}
 """
 )

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from halp_producer.activity import STOPPED
+from halp_producer.activity import RUNNING, STOPPED
 from halp_producer.keys import DELAYED
 from halp_store.features import RowKey
 from halp_store.writer import StoreWriter
@@ -25,6 +25,7 @@ from halp_worker.delivery import Delivery
 from halp_worker.device_thread import DeviceThread
 from halp_worker.extraction import Extraction
 from halp_worker.fates import Fate, Reason, Rejection, Setback
+from halp_worker.mention import jobs, named
 from halp_worker.metrics import Metrics
 from halp_worker.retry import RetryPolicy
 
@@ -83,6 +84,8 @@ class Service:
         self._stopping = threading.Event()
         self.tally = Tally()
         self.state = "starting"
+        self.batch_jobs = 0
+        """How many were in the last batch."""
 
     @property
     def stopping(self) -> bool:
@@ -105,7 +108,7 @@ class Service:
         return self._device.serve(self._loop)
 
     def _loop(self) -> Tally:
-        self.state = "running"
+        self.state = RUNNING
         while not self.stopping:
             fetched = self._fetch()
             self._admit(fetched)
@@ -228,6 +231,7 @@ class Service:
 
     def _run_model(self, batch: Batch[Any]) -> list[Extraction]:
         """On the device's thread."""
+        self.batch_jobs = len(batch)
         self._metrics.batch(len(batch))
         with self._metrics.stage("extract"):
             return extract_each(self._extractor.extract, batch, self._out_of_memory)
@@ -235,8 +239,12 @@ class Service:
     def _out_of_memory(self, batch: Batch[Any]) -> None:
         self._batcher.lower(batch)
         self._metrics.out_of_memory()
+        ids = [key.question_id for key in batch.keys]
         log.warning(
-            "%d jobs did not fit the device's memory: at most half as much from now on", len(batch)
+            "%d jobs did not fit the device's memory, at most half as much from now on: %s",
+            len(ids),
+            named(ids),
+            extra=jobs(ids),
         )
 
     def _collect(self, extractions: Iterable[Extraction]) -> None:
@@ -261,8 +269,13 @@ class Service:
                 acknowledged = self._consumer.ack(flush.receipt)
             self.tally.done += acknowledged
             self._metrics.count("done", acknowledged)
+            ids = [key.question_id for key in flush.receipt.rows]
             log.info(
-                "stored %d rows in %s", len(flush.receipt.rows), flush.segment or "(was there)"
+                "stored %d rows in %s: %s",
+                len(ids),
+                flush.segment or "(was there)",
+                named(ids),
+                extra={"segment": flush.segment, **jobs(ids)},
             )
         self._settle_all((key, conflict(key)) for key in flush.conflicts)
 
@@ -273,7 +286,13 @@ class Service:
     def _settle(self, key: RowKey, fate: Fate) -> None:
         attempts = self._consumer.attempts(key)
         if isinstance(fate, Setback) and not self._retries.is_last(attempts):
-            log.warning("attempt %d of %s: %s", attempts, key.question_id, fate.error)
+            log.warning(
+                "attempt %d of %s: %s",
+                attempts,
+                key.question_id,
+                fate.error,
+                extra={**jobs([key.question_id]), "reason": fate.reason, "attempt": attempts},
+            )
             retried = self._consumer.retry(key, self._retries.delay_ms(attempts))
             self.tally.retried += retried
             self._metrics.count("retried", retried)

@@ -15,6 +15,10 @@ DeviceMap = Literal["auto"]
 """Over all GPUs that the process may use."""
 
 
+LogFormat = Literal["auto", "text", "json"]
+"""auto: text, on a terminal with a live line below."""
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """model: hub id or folder. revision, min_pixels, max_pixels: None, what the checkpoint says.
@@ -55,3 +59,4 @@ class WorkerSettings:
     until_empty: bool
     metrics_port: int | None
     metrics_host: str
+    log_format: LogFormat = "auto"

@@ -1,4 +1,4 @@
-"""`ImageReader`: an image name from a job -> RGB pixels, or its fate with a reason.
+"""`ImageReader`: the image of a job -> RGB pixels, or its fate with a reason.
 
 Knows files and PIL; does not know the model. Paths stay under the root after links are followed, a
 size is checked before pixels are decoded, EXIF orientation is applied. What is wrong with the image
@@ -75,15 +75,18 @@ class SourceImage:
 
 
 class ImageReader:
-    """Reads images below `root`; from http(s) URLs only with `allow_urls`."""
+    """Reads images below `root`, inside jobs, and with `allow_urls` from http(s) URLs."""
 
     def __init__(self, root: Path, *, allow_urls: bool = False) -> None:
         self._root = root.resolve()
         self._allow_urls = allow_urls
 
-    def read(self, image: str) -> SourceImage:
-        """Raises Rejected if this name can never give an image, Retryable if it may later."""
-        data = self._download(image) if is_url(image) else self._load(image)
+    def read(self, image: str, data: bytes | None = None) -> SourceImage:
+        """data: the image, where it travelled inside its job; then `image` is only its name, and no
+        file or URL is asked. Raises Rejected if there can never be an image, Retryable if it may
+        be there later."""
+        if data is None:
+            data = self._download(image) if is_url(image) else self._load(image)
         return SourceImage(decode_image(data, image), hashlib.sha256(data).hexdigest())
 
     def _load(self, image: str) -> bytes:

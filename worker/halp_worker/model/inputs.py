@@ -6,10 +6,10 @@ Knows the processor and the chat template; does not know the model's weights. Ru
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +21,8 @@ from halp_producer.problem import printable
 from halp_worker.fates import FatalError, Reason, Rejected
 from halp_worker.model.images import ImageReader
 from halp_worker.model.positions import Prompt, find_positions
+
+Key = TypeVar("Key", bound=Hashable)
 
 RopeIndex = Callable[..., torch.Tensor]
 """input_ids (1, T), image_grid_thw (1, 3), mm_token_type_ids (1, T) -> position ids (3, T)."""
@@ -103,10 +105,11 @@ class InputBuilder:
                 raise Rejected(
                     Reason.SPECIAL_TOKEN, f"question holds the model's special token {token}"
                 )
-        return self._sample(job, self._prepared.get(job.image))
+        return self._sample(job, self._prepared.get((job.image, job.image_data)))
 
-    def _prepare_image(self, name: str) -> PreparedImage:
-        source = self._images.read(name)
+    def _prepare_image(self, image: tuple[str, bytes | None]) -> PreparedImage:
+        name, data = image
+        source = self._images.read(name, data)
         image_processor = self._processor.image_processor
         content = {
             "type": "image",
@@ -173,36 +176,38 @@ class InputBuilder:
         )
 
 
-class SharedImages:
-    """`get(name)` makes an image once for all who ask while somebody holds it; then it is let go.
+class SharedImages(Generic[Key]):
+    """`get(key)` makes an image once for all who ask while somebody holds it; then it is let go.
+    The key is all that makes it what it is: of an image inside a job its bytes too, since jobs may
+    call two of them by one name.
 
     Two threads that ask at the same time wait for one of them, and get its error too.
     """
 
-    def __init__(self, prepare: Callable[[str], PreparedImage]) -> None:
+    def __init__(self, prepare: Callable[[Key], PreparedImage]) -> None:
         self._prepare = prepare
         self._lock = threading.Lock()
-        self._held: WeakValueDictionary[str, PreparedImage] = WeakValueDictionary()
-        self._making: dict[str, Future[PreparedImage]] = {}
+        self._held: WeakValueDictionary[Key, PreparedImage] = WeakValueDictionary()
+        self._making: dict[Key, Future[PreparedImage]] = {}
 
-    def get(self, name: str) -> PreparedImage:
+    def get(self, key: Key) -> PreparedImage:
         with self._lock:
-            if (image := self._held.get(name)) is not None:
+            if (image := self._held.get(key)) is not None:
                 return image
-            if (making := self._making.get(name)) is None:
-                ours = self._making[name] = Future()
+            if (making := self._making.get(key)) is None:
+                ours = self._making[key] = Future()
         if making is not None:
             return making.result()
         try:
-            image = self._prepare(name)
+            image = self._prepare(key)
         except BaseException as error:
             with self._lock:
-                del self._making[name]
+                del self._making[key]
             ours.set_exception(error)
             raise
         with self._lock:
-            self._held[name] = image
-            del self._making[name]
+            self._held[key] = image
+            del self._making[key]
         ours.set_result(image)
         return image
 

@@ -115,7 +115,8 @@ def pack(samples: Sequence[Sample]) -> bytes:
         tensors[f"position_ids.{number}"] = sample.position_ids.contiguous()
         rest.append(
             {
-                "job": sample.job.model_dump(mode="json"),
+                # An image inside it has become pixels; the others never write a row.
+                "job": sample.job.model_dump(mode="json", exclude={"image_data"}),
                 "image": images.index(sample.image),
                 "next_position": sample.next_position,
                 "positions": sample.positions,
