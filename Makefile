@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos compose-test lint types fast redis-server clean
+.PHONY: help demo test check chaos compose-test reference lint types fast redis-server chromium clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -12,10 +12,13 @@ help:  ## this list
 demo: $(VENV)/.demo  ## the whole path on this machine: no GPU, no Docker, no downloads of weights
 	$(BIN)/halp-worker demo
 
-test: $(VENV)/.dev redis-server lint types  ## everything, servers included
+test: $(VENV)/.dev redis-server chromium lint types  ## everything, servers included
 	$(BIN)/pytest
 
 check: $(VENV)/.dev lint types fast  ## lint, types, walls and fast tests, in under three minutes
+
+reference: $(VENV)/.dev  ## writes docs/reference from the commands themselves
+	$(BIN)/python docs/reference/generate.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -35,7 +38,7 @@ SERVER ?= all
 chaos: $(VENV)/.dev redis-server  ## runs under random kills, pauses and restarts: SEEDS=3 SECONDS=60 SERVER=all
 	$(BIN)/python tests/fleet/chaos.py --seed $(SEED) --seeds $(SEEDS) --seconds $(SECONDS) --server $(SERVER)
 
-compose-test: $(VENV)/.demo  ## runs docker-compose.yml for real on the CPU: needs Docker and Compose
+compose-test: $(VENV)/.dev  ## runs docker-compose.yml for real on the CPU: needs Docker and Compose
 	PYTHON=$(BIN)/python tests/compose/run.sh "docker compose"
 
 # Debian's server is the oldest that is supported; without it tests run on the embedded one alone.
@@ -44,6 +47,13 @@ redis-server:
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update \
 	     && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends redis-server >/dev/null; } \
 	|| echo "no redis-server and no way to install one: tests run on the embedded server alone"
+
+# For the tests of the dashboard's page; without it they are skipped by name.
+chromium:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update \
+	     && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium chromium-driver >/dev/null; } \
+	|| echo "no chromium and no way to install it: tests of the page in a browser are skipped"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

