@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Builds the images and runs docker-compose.yml for real, without a GPU: real photographs, a small
 # checkpoint, two workers; one is killed, the server is restarted, everything is taken down and
-# brought up again. Every question must end in the store exactly once.
+# brought up again. Every question must end in the store exactly once; the dashboard shows them, the
+# metrics of both workers are reached from within the project, and a question asked on the way is
+# answered. Prometheus and Grafana are not started: tests/compose/test_monitoring.py holds their files.
 #
 #   tests/compose/run.sh ["docker compose"]      or "docker-compose", or with other options
 #
-# Needs Docker, Compose, and a Python with the demo extra (it carries the photographs): $PYTHON, else
+# Needs Docker, Compose, and a Python with the dev group (it carries the photographs): $PYTHON, else
 # .venv of this repository, else python3. Takes its own project, port and folder, and removes them.
 # KEEP=1 leaves them. The build of the worker downloads gigabytes the first time.
 set -euo pipefail
@@ -20,9 +22,11 @@ DEADLINE=${DEADLINE:-600}       # seconds that any wait may take
 
 # Everything the compose file reads from the environment, so that no .env of yours changes this run.
 export COMPOSE_PROJECT_NAME="halp-test-$$"
-HALP_REDIS_PORT=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+HALP_REDIS_PORT=$(free_port)
+HALP_DASHBOARD_PORT=$(free_port)
 HALP_DATA=$(mktemp -d)
-export HALP_REDIS_PORT HALP_DATA
+export HALP_REDIS_PORT HALP_DASHBOARD_PORT HALP_DATA HALP_METRICS_PORT=9100 HALP_LOG_FORMAT=json
 export HALP_REDIS_URL=redis://server:6379/0 HALP_RUN=default HALP_USER=1000:1000
 export HALP_STORE=/store/run.zarr HALP_STORE_VOLUME=store HALP_MODEL_CACHE=models
 export HALP_IMAGE_ROOT=/data/images HALP_MODEL=/data/checkpoint
@@ -55,7 +59,7 @@ clean_up() {
         compose --profile cpu --profile tools down -v --remove-orphans >/dev/null 2>&1 || true
         rm -rf "$HALP_DATA"
     fi
-    rm -f "$HALP_DATA.log"
+    rm -f "$HALP_DATA.log" "$HALP_DATA.report"
     if [ $code -eq 0 ]; then say "all as promised (${compose[*]})"; else say "FAILED (${compose[*]})"; fi
     exit $code
 }
@@ -71,6 +75,24 @@ wait_until() {  # what, then a command that succeeds when it is so
     ok "$what ($((SECONDS - since)) s)"
 }
 done_at_least() { [ "$(count "done")" -ge "$1" ]; }
+# What the dashboard answers on its published port: path, then a Host that it is asked by, if another.
+page() { "$python" - "http://127.0.0.1:$HALP_DASHBOARD_PORT$1" "${2:-}" <<'PY'
+import sys, urllib.request
+url, host = sys.argv[1:]
+asked = urllib.request.Request(url, headers={"Host": host} if host else {})
+sys.stdout.buffer.write(urllib.request.urlopen(asked, timeout=10).read())
+PY
+}
+stored_on_page() { [ "$(page "/api/questions" | field total)" = "$1" ]; }
+is_healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$(compose ps -q "$1")")" = healthy ]; }
+page_answers() { page /healthz >/dev/null 2>&1; }
+# Of each address behind the name of the workers' service, how many jobs it says are done.
+metrics() { compose run -T --rm --no-deps --entrypoint python producer -c '
+import re, socket, urllib.request
+found = {one[4][0] for one in socket.getaddrinfo("worker-cpu", 9100, type=socket.SOCK_STREAM)}
+for address in sorted(found):
+    told = urllib.request.urlopen(f"http://{address}:9100/metrics", timeout=10).read().decode()
+    print(int(float(re.search(r"halp_jobs_total\{fate=\"done\"\} (\S+)", told)[1])))' 2>"$HALP_DATA.log"; }
 settled() { producer status --json | "$python" -c '
 import json, sys
 now = json.load(sys.stdin)
@@ -137,17 +159,23 @@ build_checkpoint(Path("/checkpoint"))'
 chmod -R a+rX "$HALP_DATA"
 ok "checkpoint built in the worker's image"
 
-say "up: a server and two workers without a GPU"
-quiet up -d --scale worker-cpu=2 worker-cpu
+say "up: a server, two workers without a GPU, the dashboard"
+quiet up -d --scale worker-cpu=2 worker-cpu dashboard
 same "workers" "$(workers | wc -l)" 2
 same "workers that want a GPU" "$( (compose ps -q worker 2>/dev/null || true) | wc -l)" 0
 same "the server is published on" "$(compose port server 6379)" "127.0.0.1:$HALP_REDIS_PORT"
+same "the dashboard is published on" "$(compose port dashboard 8050)" "127.0.0.1:$HALP_DASHBOARD_PORT"
+same "ports that workers publish" "$(docker inspect -f '{{len .HostConfig.PortBindings}}' $(workers) | sort -u)" 0
 same "append-only file" "$(compose exec -T server valkey-cli config get appendonly | tail -1 | tr -d '\r')" yes
 same "eviction" "$(compose exec -T server valkey-cli config get maxmemory-policy | tail -1 | tr -d '\r')" noeviction
 same "user of the worker" "$(compose exec -T worker-cpu id -u | tr -d '\r')" 1000
 must_fail "writing into the data" compose exec -T worker-cpu touch /data/x
 must_fail "writing into the worker's image" compose exec -T worker-cpu touch /usr/local/x
 must_fail "writing into the server's image" compose exec -T server touch /usr/local/x
+must_fail "writing into the dashboard's store" compose exec -T dashboard touch /store/x
+must_fail "writing into the dashboard's data" compose exec -T dashboard touch /data/x
+wait_until "the dashboard answers before there is anything to show" page_answers
+must_fail "asking the dashboard by another name" page /api/status evil.example
 must_fail "torch in the producer" compose run -T --rm --no-deps --entrypoint python producer -c 'import torch'
 
 say "enqueue a dataset with a missing image"
@@ -165,10 +193,30 @@ exactly_once 0 "$HALP_DATA/dataset.jsonl"
 store info "$HALP_STORE"
 store get "$HALP_STORE" chelsea_1
 
+say "the dashboard shows it, the workers tell it, a question is answered"
+wait_until "the dashboard has $small rows" stored_on_page "$small"
+page /api/status >"$HALP_DATA.report"
+same "done, on the page" "$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"]["done"])' "$HALP_DATA.report")" "$small"
+same "workers alive, on the page" "$("$python" -c 'import json, sys; print(sum(w["alive"] for w in json.load(open(sys.argv[1]))["status"]["workers"]))' "$HALP_DATA.report")" 2
+same "the page" "$(page / | head -c 15 | tr 'A-Z' 'a-z')" "<!doctype html>"
+same "a stored picture starts as a JPEG does" "$(page "/api/picture?id=chelsea_1&size=thumbnail" | head -c 3 | od -An -tx1 | tr -d ' ')" ffd8ff
+same "workers whose metrics are reached" "$(metrics | wc -l)" 2
+same "done, by the metrics of both" "$(metrics | "$python" -c 'import sys; print(sum(map(int, sys.stdin)))')" "$small"
+asked=$(basename "$(ls "$HALP_DATA"/images/*.* | grep -v broken | head -1)")
+ask() {  # id, options: of one of the photographs, by name or inside the job
+    producer ask "$asked" "What is in the picture?" --id "$1" --timeout-seconds "$DEADLINE" --json "${@:2}" >"$HALP_DATA.report" ||
+        { cat "$HALP_DATA.log" "$HALP_DATA.report" >&2; fail "no answer to $1"; }
+    same "$1, about $asked" "$(field fate <"$HALP_DATA.report")" stored
+    echo "{\"question_id\": \"$1\"}" >>"$HALP_DATA/asked.jsonl"
+    small=$((small + 1))
+}
+ask asked_by_name
+ask asked_inside --inline-images
+wait_until "the dashboard has them, too" stored_on_page "$small"
+
 say "the same dataset again adds nothing"
 code=0; producer enqueue /data/dataset.jsonl --on-invalid skip --json >"$HALP_DATA.report" || code=$?
 same "added" "$(field added <"$HALP_DATA.report")" 0
-rm -f "$HALP_DATA.report"
 
 say "$QUESTIONS more questions; a worker is killed, the server restarted"
 total=$((small + QUESTIONS))
@@ -196,14 +244,16 @@ same "exit codes, of the worker that was told to stop ($((SECONDS - since)) s) a
 left=$(count "done")
 quiet --profile cpu --profile tools down
 same "containers left" "$(docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" | wc -l)" 0
-quiet up -d --scale worker-cpu=2 worker-cpu
+quiet up -d --scale worker-cpu=2 worker-cpu dashboard
 [ "$(count "done")" -ge "$left" ] || fail "the queue forgot: $left were done, now $(count "done")"
 ok "done before: $at, after the orderly stop: $left, after down and up: $(count "done")"
 wait_until "nothing waiting or in flight" settled
 same "done" "$(count "done")" "$total"
 same "failed" "$(count failed)" 1
 # The killed worker may have stored rows it could not acknowledge; nobody else computes those again.
-exactly_once 0 "$HALP_DATA/dataset.jsonl" "$HALP_DATA/larger.jsonl"
+exactly_once 0 "$HALP_DATA/dataset.jsonl" "$HALP_DATA/asked.jsonl" "$HALP_DATA/larger.jsonl"
+wait_until "the dashboard has all of them" stored_on_page "$total"
 producer status --check
 store verify "$HALP_STORE" --dataset /data/larger.jsonl --run default --redis-url "$HALP_REDIS_URL"
+wait_until "the dashboard is healthy" is_healthy dashboard
 wait_until "a worker says that it is healthy" compose exec -T worker-cpu halp-worker health

@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES = COMPOSE["services"]
 WORKERS = ("worker", "worker-cpu")
-OURS = (*WORKERS, "producer")
+OURS = (*WORKERS, "dashboard", "producer")
+MONITORING = ("prometheus", "grafana")
+PUBLISHED = {
+    "server": "127.0.0.1:${HALP_REDIS_PORT:-6379}:6379",
+    "dashboard": "127.0.0.1:${HALP_DASHBOARD_PORT:-8050}:8050",
+    "prometheus": "127.0.0.1:${HALP_PROMETHEUS_PORT:-9090}:9090",
+    "grafana": "127.0.0.1:${HALP_GRAFANA_PORT:-3000}:3000",
+}
 
 
 def instructions(dockerfile: str) -> list[str]:
@@ -25,16 +32,26 @@ def instructions(dockerfile: str) -> list[str]:
 
 
 def test_the_services_are_those_of_the_documentation():
-    """Server, worker, its variant without a GPU, producer: no more and no fewer."""
-    assert set(SERVICES) == {"server", "worker", "worker-cpu", "producer"}
+    """No more and no fewer, and docs/compose.md has a line for each."""
+    assert set(SERVICES) == {"server", *OURS, *MONITORING}
+    page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    assert not [name for name in SERVICES if f"| `{name}` |" not in page]
+
+
+def test_every_variable_of_the_file_is_documented():
+    """What the file reads from the environment is named in docs/compose.md."""
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    assert not [name for name in re.findall(r"\$\{(HALP_\w+)", text) if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_ports_are_published_on_loopback_only(service):
-    """Only the server publishes a port, on 127.0.0.1, and nobody shares the host's network."""
+    """One port each for those that are to be reached, on 127.0.0.1; nobody shares the host's
+    network."""
     ports = SERVICES[service].get("ports", [])
-    assert all(str(port).startswith("127.0.0.1:") for port in ports)
-    assert bool(ports) == (service == "server")
+    assert ports == ([PUBLISHED[service]] if service in PUBLISHED else [])
+    assert all(port.startswith("127.0.0.1:") for port in ports)
     assert "network_mode" not in SERVICES[service]
 
 
@@ -67,9 +84,62 @@ def test_only_the_worker_asks_for_a_gpu():
     assert "deploy" not in SERVICES["producer"]
 
 
-def test_up_starts_the_server_and_the_worker():
+def test_up_starts_server_worker_and_dashboard():
     """What is only for some, or only for one command, is in a profile."""
-    assert {name for name in SERVICES if "profiles" not in SERVICES[name]} == {"server", "worker"}
+    always = {name for name in SERVICES if "profiles" not in SERVICES[name]}
+    assert always == {"server", "worker", "dashboard"}
+    assert {SERVICES[name]["profiles"][0] for name in MONITORING} == {"monitoring"}
+
+
+def test_the_dashboard_needs_no_gpu_and_changes_nothing():
+    """It waits for the server alone, reads the workers' store, and can write nowhere."""
+    dashboard = SERVICES["dashboard"]
+    assert dashboard["depends_on"] == {"server": {"condition": "service_healthy"}}
+    assert "deploy" not in dashboard
+    assert all(mount.endswith(":ro") for mount in dashboard["volumes"])
+    worker = SERVICES["worker"]
+    assert {m.removesuffix(":ro") for m in dashboard["volumes"]} <= {
+        m.removesuffix(":ro") for m in worker["volumes"]
+    }
+    told = dashboard["environment"]
+    assert told == {name: worker["environment"][name] for name in told}
+    assert not {"HF_TOKEN", "HF_HUB_OFFLINE"} & set(told)
+
+
+def test_the_dashboard_is_started_with_options_that_it_has():
+    """The command, its port in the health check and in what is published, are the program's."""
+    dashboard = SERVICES["dashboard"]
+    name, *arguments = dashboard["command"]
+    command = typer.main.get_command(app).commands[name]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {one for one in arguments if one.startswith("--")} <= known
+    assert set(dashboard["environment"]) <= {parameter.envvar for parameter in command.params}
+    port = arguments[arguments.index("--port") + 1]
+    assert PUBLISHED["dashboard"].endswith(f":{port}")
+    assert f"http://127.0.0.1:{port}/healthz" in dashboard["healthcheck"]["test"][-1]
+
+
+def test_grafana_shows_and_nothing_else():
+    """Anonymous viewers, no account and so no password, no other host name, no talk to outside."""
+    told = SERVICES["grafana"]["environment"]
+    assert told["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert told["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert told["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert told["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert told["GF_SERVER_ENFORCE_DOMAIN"] == "true"
+    assert told["GF_SERVER_ROOT_URL"].startswith(f"http://{told['GF_SERVER_DOMAIN']}:")
+    assert told["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
+    assert not [name for name in told if "PASSWORD" in name]
+
+
+@pytest.mark.parametrize("service", MONITORING)
+def test_monitoring_is_pinned_and_configured_from_files_it_cannot_change(service):
+    """An exact version, and mounts of files that are here, read-only."""
+    settings = SERVICES[service]
+    assert re.search(r":v?\d+\.\d+\.\d+$", settings["image"])
+    mounts = [mount.split(":") for mount in settings["volumes"] if mount.startswith("./")]
+    assert mounts
+    assert all(mode == "ro" and (ROOT / path).exists() for path, _, mode in mounts)
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -95,12 +165,11 @@ def test_workers_can_be_scaled_and_stop_in_order(service):
 
 @pytest.mark.parametrize("service", WORKERS)
 def test_a_worker_is_healthy_while_it_asks_for_work(service):
-    """Judged by its own command, with time for loading a model; no port is published for it."""
+    """Judged by its own command, with time for loading a model."""
     check = SERVICES[service]["healthcheck"]
     assert check["test"] == ["CMD", "halp-worker", "health"]
     assert "health" in typer.main.get_command(app).commands
     assert check["start_period"] == "600s"
-    assert "ports" not in SERVICES[service]
 
 
 def test_every_option_of_the_worker_can_be_set():
@@ -110,6 +179,13 @@ def test_every_option_of_the_worker_can_be_set():
     assert "HALP_MODEL" in known
     passed = set(SERVICES["worker"]["environment"])
     assert {name for name in passed if name.startswith("HALP_")} == known - {"HALP_UNTIL_EMPTY"}
+
+
+@pytest.mark.parametrize("service", WORKERS)
+def test_workers_tell_their_numbers(service):
+    """On the port where Prometheus asks, within the project; no port is published for it."""
+    assert SERVICES[service]["environment"]["HALP_METRICS_PORT"] == "${HALP_METRICS_PORT:-9100}"
+    assert "ports" not in SERVICES[service]
 
 
 def test_producer_and_worker_agree():
@@ -125,6 +201,17 @@ def test_the_producer_image_installs_the_base_dependencies_only():
     assert "optional-dependencies" not in text
     assert not re.search(r"torch|numpy|zarr|\[worker\]|\[store\]", text)
     assert not any(re.match(r"torch|numpy|zarr", name) for name in project["dependencies"])
+
+
+def test_the_worker_image_installs_what_its_services_need():
+    """The extras of worker, dashboard and stores in a bucket; none of them names this package."""
+    text = "\n".join(instructions("worker/Dockerfile"))
+    asked = re.search(r"for name in \(([^)]*)\)", text).group(1)
+    extras = [name.strip(" '") for name in asked.split(",")]
+    assert extras == ["worker", "dashboard", "remote"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [one for name in extras for one in project["optional-dependencies"][name]]
+    assert not [one for one in listed if one.startswith("halp-stream")]
 
 
 @pytest.mark.parametrize("dockerfile", ["producer/Dockerfile", "worker/Dockerfile"])
