@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
+import redis
 import typer
 from pydantic import BaseModel
 
@@ -20,6 +22,7 @@ from halp_producer.options import RedisUrl, Run
 from halp_producer.problem import printable
 from halp_producer.results import Fate, Result
 from halp_producer.server import DEFAULT_URL, connect
+from halp_producer.status import UnknownRunError, run_status
 
 
 class Unanswered(BaseModel):
@@ -87,6 +90,7 @@ def ask_question(
                 timeout_seconds=timeout_seconds,
                 note=lambda text: typer.echo(printable(text), err=True),
             )
+            store = _store(client, RunKeys(run)) if result else ""
     except AskError as error:
         fail(str(error))
     if as_json:
@@ -103,17 +107,27 @@ def ask_question(
             f"{name}{run_option}` says more"
         )
     if not as_json:
-        typer.echo(_answer_text(name, result))
+        typer.echo(_answer_text(name, result, store))
 
 
-def _answer_text(name: str, result: Result) -> str:
+def _store(client: redis.Redis, keys: RunKeys) -> str:
+    """Where the run's workers write, as they say; `STORE` where they do not all say the same."""
+    try:
+        workers = run_status(client, keys).workers
+    except (redis.RedisError, UnknownRunError):
+        return "STORE"  # the answer is at hand, and matters more
+    said = {one.activity.store for one in workers if one.activity and one.activity.store}
+    return shlex.quote(printable(said.pop())) if len(said) == 1 else "STORE"
+
+
+def _answer_text(name: str, result: Result, store: str) -> str:
     answer = printable(result.answer or "")
     if result.answer is None:
         answer = "(answered before: the store has the answer)"
     elif not answer:
         answer = "(no answer: the worker gives none)"
     place = "" if result.segment is None else f"row {result.row} of {printable(result.segment)}; "
-    return f"{answer}\nhidden states: {place}halp-store get STORE {name}"
+    return f"{answer}\nhidden states: {place}halp-store get {store} {name}"
 
 
 def _job(

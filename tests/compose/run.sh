@@ -83,7 +83,7 @@ asked = urllib.request.Request(url, headers={"Host": host} if host else {})
 sys.stdout.buffer.write(urllib.request.urlopen(asked, timeout=10).read())
 PY
 }
-stored_on_page() { [ "$(page "/api/questions" | field total)" = "$1" ]; }
+stored_on_page() { [ "$( (page "/api/questions" | field total) 2>/dev/null)" = "$1" ]; }
 is_healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$(compose ps -q "$1")")" = healthy ]; }
 page_answers() { page /healthz >/dev/null 2>&1; }
 # Of each address behind the name of the workers' service, how many jobs it says are done.

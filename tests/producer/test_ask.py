@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from halp_producer import ask_cli, cli
+from halp_producer.activity import WorkerActivity
 from halp_producer.ask import AskError, ask
 from halp_producer.enqueue import enqueue_jobs
 from halp_producer.job import Job, decode
@@ -182,6 +183,18 @@ def test_the_command_prints_the_answer_and_where_the_states_are(
     assert ended.stdout == "A cat.\nhidden states: row 3 of seg; halp-store get STORE asked\n"
     again = json.loads(halp("ask", picture, "What is it?", "--id", "asked", "--json").stdout)
     assert (again["fate"], again["answer"], again["row"]) == ("stored", "A cat.", 3)
+
+
+def test_the_command_names_the_store_where_all_workers_write_to_one(
+    halp, picture, colleague, meanwhile, client, keys
+):
+    """As they say in their heartbeats, quoted for a shell."""
+    who = {"worker": "w1", "host": "h", "pid": 1, "device": "cpu", "model": "m", "state": "running"}
+    said = WorkerActivity(**who, started_ms=0, seen_ms=0, store="/data/my run.zarr")
+    client.hset(keys.workers, "w1", said.model_dump_json())
+    meanwhile(colleague.stores)
+    ended = halp("ask", picture, "What is it?", "--id", "asked")
+    assert ended.stdout.endswith("halp-store get '/data/my run.zarr' asked\n")
 
 
 def test_the_command_says_why_there_is_no_answer(halp, picture, colleague, meanwhile, run):

@@ -7,7 +7,7 @@ import { byId, el } from "./dom.js";
 import { normsChart } from "./norms.js";
 import { picture } from "./picture.js";
 import { pageIds } from "./questions.js";
-import { count, norm } from "./words.js";
+import { count, norm, tokens } from "./words.js";
 
 const dialog = byId("question");
 let shownId = null;
@@ -75,8 +75,8 @@ function body(one) {
 
 function facts(one) {
   return table([
-    ["prompt", `${count(one.prompt_tokens)} tokens, ${count(one.image_tokens)} of them of the picture`],
-    ["answer", `${count(one.answer_tokens)} tokens, ended by ${one.finish_reason || "nobody knows what"}`],
+    ["prompt", `${tokens(one.prompt_tokens)}, ${count(one.image_tokens)} of them of the picture`],
+    ["answer", `${tokens(one.answer_tokens)}, ended by ${one.finish_reason || "nobody knows what"}`],
     ["picture grid", `${one.image_grid_thw.join(" × ")} patches (t × h × w)`],
     ...Object.entries(one.positions).map(([name, at]) => [name, `token ${count(at)} of the prompt`]),
     ["segment", one.segment],

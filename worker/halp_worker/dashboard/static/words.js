@@ -8,6 +8,10 @@ const precise = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 export const count = (number) => whole.format(number);
 export const norm = (number) => (number === null ? "not finite" : precise.format(number));
 
+export function tokens(number) {
+  return `${count(number)} token${number === 1 ? "" : "s"}`;
+}
+
 export function rate(number) {
   if (number === null || number === undefined) return "–";
   if (number === 0) return "0";
