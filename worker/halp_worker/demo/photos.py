@@ -1,8 +1,9 @@
 """Real photographs that other packages' wheels carry, and questions about them.
 
-Nothing is downloaded and nothing is shipped here: the files are copied out of scikit-image and
-scikit-learn, whose own notes name their photographers (NASA, SpaceX, R. Michelson, S. van der
-Walt, Middlebury Stereo, danielbuechele, vultilion).
+For tests and benchmarks; the demo's own pictures are of another world. Nothing is downloaded and
+nothing is shipped here: the files are copied out of scikit-image and scikit-learn, whose own notes
+name their photographers (NASA, SpaceX, R. Michelson, S. van der Walt, Middlebury Stereo,
+danielbuechele, vultilion).
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ PHOTOS: Final = (
 def write_dataset(folder: Path) -> Path:
     """Copies the photographs to `folder/images` and writes `folder/dataset.jsonl`; returns it.
 
-    Raises FatalError naming the extra if a package that carries them is not installed.
+    Raises FatalError naming the packages if one that carries them is not installed.
     """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -125,5 +126,5 @@ def _package_folder(package: str) -> Path:
     # Without importing it: skimage alone would cost seconds.
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise FatalError(f"{package} is not installed: pip install 'halp-stream[demo]'")
+        raise FatalError(f"{package} is not installed: pip install scikit-image scikit-learn")
     return Path(spec.origin).parent
