@@ -110,6 +110,27 @@ def test_a_data_set_is_read_with_its_map(stored, tmp_path):
     assert _run(path, "--dataset", file).exit_code == 1
 
 
+def test_images_that_travelled_inside_are_part_of_what_is_expected(
+    path, publish, make_rows, dataset, tmp_path
+):
+    """The same images: nothing is wrong; one that changed since, or none named: other content."""
+    root = tmp_path / "images"
+    root.mkdir()
+    jobs = [job.model_copy(update={"image_data": job.image.encode()}) for job in _jobs("ab")]
+    for job in jobs:
+        (root / job.image).write_bytes(job.image_data)
+    features = make_rows(("a", "b"))
+    features.text["content_hash"] = tuple(job.content_hash for job in jobs)
+    publish(path, features)
+    inside = ("--dataset", dataset("a", "b"), "--image-root", root, "--inline-images")
+    assert _run(path, *inside).exit_code == 0
+    assert _run(path, *inside[:2]).exit_code == 1
+    (root / "b.png").write_bytes(b"another")
+    result = _run(path, *inside)
+    assert result.exit_code == 1
+    assert "content (1)\n" in result.stdout
+
+
 def test_bad_lines_of_a_data_set_are_problems(stored, dataset):
     """Named by file and line; so is an id with two contents, and one said twice is none."""
     other = json.dumps({"question_id": "a", "image": "x", "question": "?", "answer": "t"})
@@ -249,6 +270,8 @@ def test_a_data_set_of_another_format_ends_with_1_and_a_sentence(stored, tmp_pat
     "arguments",
     [
         ["--map", "image=x"],
+        ["--inline-images", "--image-root", "."],
+        ["--dataset", __file__, "--inline-images"],
         ["--dataset", __file__, "--map", "nope"],
         ["--dataset", "nowhere.jsonl"],
         ["--run", "a b"],

@@ -79,7 +79,7 @@ def verify(
             exists=True,
             dir_okay=False,
             help="The JSONL or CSV file that was enqueued: each of its questions must be stored, "
-            "with its content. Images are not looked at.",
+            "with its content. Images are not looked at without --inline-images.",
         ),
     ] = None,
     mapping: Annotated[
@@ -92,6 +92,23 @@ def verify(
             "May be repeated.",
         ),
     ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--image-root",
+            exists=True,
+            file_okay=False,
+            help="With --inline-images: the folder that the images of the data set are under.",
+        ),
+    ] = None,
+    inline_images: Annotated[
+        bool,
+        typer.Option(
+            "--inline-images",
+            help="The data set was enqueued with --inline-images: its images are part of what is "
+            "expected.",
+        ),
+    ] = False,
     # Without a variable: one that was left over would ask a server that nobody meant.
     run: Annotated[
         str | None,
@@ -137,6 +154,8 @@ def verify(
     """
     if mapping and dataset is None:
         raise typer.BadParameter("--map says how to read --dataset, which is not given")
+    if inline_images and (dataset is None or image_root is None):
+        raise typer.BadParameter("--inline-images needs --dataset and --image-root")
     storage = guarded(lambda: storage_at(store))
 
     def read() -> _Report:
@@ -146,7 +165,8 @@ def verify(
 
         read_root(storage)  # a wrong path is to be said before a server is asked
         # The server before the store: what is queued now may be stored by then, not the reverse.
-        wanted = _expectation(dataset, mapping or [], run, redis_url)
+        inline_root = image_root if inline_images else None
+        wanted = _expectation(dataset, mapping or [], inline_root, run, redis_url)
         repaired = repair(storage, grace_seconds=grace_seconds) if with_repair else None
         with progress_bar("verify") as progress:
             found = verify_store(
@@ -169,10 +189,14 @@ def verify(
 
 
 def _expectation(
-    dataset: Path | None, mapping: list[str], run: str | None, redis_url: str | None
+    dataset: Path | None,
+    mapping: list[str],
+    inline_root: Path | None,
+    run: str | None,
+    redis_url: str | None,
 ) -> Expectation:
     try:
-        return read_expectation(dataset, mapping, run, redis_url)
+        return read_expectation(dataset, mapping, inline_root, run, redis_url)
     except NotAvailable as error:
         fail(str(error))
 

@@ -33,16 +33,23 @@ class Expectation:
 
 
 def read_expectation(
-    dataset: Path | None, mapping: Iterable[str], run: str | None, redis_url: str | None
+    dataset: Path | None,
+    mapping: Iterable[str],
+    inline_root: Path | None,
+    run: str | None,
+    redis_url: str | None,
 ) -> Expectation:
     """To be read before the store. What is expected are the ids of the data set, or without one
-    those that were enqueued to the run. Raises NotAvailable."""
+    those that were enqueued to the run. Raises NotAvailable.
+
+    inline_root: where the images are that travelled inside their jobs; None if they did not.
+    """
     known = failed = queued = None
     if run is not None:
         known, failed, queued = _read_run(run, redis_url)
     if dataset is None:
         return Expectation(known, failed, queued)
-    expected, problems = _read_dataset(dataset, mapping)
+    expected, problems = _read_dataset(dataset, mapping, inline_root)
     return Expectation(expected, failed, queued, problems)
 
 
@@ -67,16 +74,26 @@ def _read_run(
     return account.known, account.failed, account.queued
 
 
-def _read_dataset(path: Path, mapping: Iterable[str]) -> tuple[dict[str, str], tuple[Problem, ...]]:
+def _read_dataset(
+    path: Path, mapping: Iterable[str], inline_root: Path | None
+) -> tuple[dict[str, str], tuple[Problem, ...]]:
     """Question id -> content hash, of the good lines; and the bad ones."""
     from halp_producer.columns import Columns
     from halp_producer.dataset import Dataset
+    from halp_producer.images import ImageRoot
+    from halp_producer.job import MAX_IMAGE_BYTES
     from halp_producer.problem import DatasetError, LineProblem
 
     found: dict[str, str] = {}
     problems: list[LineProblem] = []
     try:
-        for record in Dataset(path, Columns.from_options(mapping), None).read():
+        source = Dataset(
+            path,
+            Columns.from_options(mapping),
+            ImageRoot(inline_root) if inline_root else None,
+            inline_bytes=MAX_IMAGE_BYTES if inline_root else None,
+        )
+        for record in source.read():
             problems += record.problems
             if (job := record.job) is None:
                 continue
