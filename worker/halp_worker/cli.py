@@ -6,11 +6,6 @@ sentence.
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +14,28 @@ import typer
 from halp_producer.options import RedisUrl, Run
 from halp_producer.server import DEFAULT_URL
 from halp_worker import dashboard_cli
+from halp_worker.explained import failures_explained
+from halp_worker.model_options import (
+    AllowUrls,
+    Device,
+    DtypeOption,
+    ImageRoot,
+    Layers,
+    MaxNewTokens,
+    MaxPixels,
+    MinPixels,
+    Model,
+    NoAnswer,
+    Positions,
+    Revision,
+)
 from halp_worker.settings import (
     DEFAULT_MODEL,
     DeviceMap,
-    Dtype,
     LogFormat,
     ModelSettings,
     WorkerSettings,
 )
-
-log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Runs Qwen2.5-VL on the jobs of a run and stores hidden states and answers.",
@@ -37,69 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks show locals, the server's URL among them
     rich_markup_mode=None,
 )
-
-Model = Annotated[
-    str, typer.Option(envvar="HALP_MODEL", help="Hub id or folder of a Qwen2.5-VL checkpoint.")
-]
-Revision = Annotated[
-    str | None, typer.Option(envvar="HALP_REVISION", help="Branch, tag or commit on the hub.")
-]
-Device = Annotated[
-    str,
-    typer.Option(envvar="HALP_DEVICE", help="auto (CUDA, else MPS, else CPU), cpu, cuda:1, ..."),
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option("--dtype", envvar="HALP_DTYPE", help="What the model computes in."),
-]
-MaxNewTokens = Annotated[
-    int, typer.Option(envvar="HALP_MAX_NEW_TOKENS", min=1, help="Longest answer, in tokens.")
-]
-MinPixels = Annotated[
-    int | None,
-    typer.Option(
-        envvar="HALP_MIN_PIXELS", min=1, help="Smaller images are enlarged. [checkpoint's own]"
-    ),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        envvar="HALP_MAX_PIXELS",
-        min=1,
-        help="Larger images are shrunk: 28 x 28 pixels are one token. [checkpoint's own]",
-    ),
-]
-NoAnswer = Annotated[
-    bool,
-    typer.Option(
-        "--no-answer",
-        envvar="HALP_NO_ANSWER",
-        help="Only the states of the prompt: no answer is generated, and none is stored.",
-    ),
-]
-Layers = Annotated[
-    str, typer.Option(envvar="HALP_LAYERS", help="auto (0, n/4, n/2, 3n/4, n-1) or 0,7,14.")
-]
-Positions = Annotated[
-    str,
-    typer.Option(
-        envvar="HALP_POSITIONS",
-        help="Extra token positions besides vision_token and query_token, comma-separated: "
-        "question_token, halp_reference.",
-    ),
-]
-ImageRoot = Annotated[
-    Path,
-    typer.Option(
-        envvar="HALP_IMAGE_ROOT",
-        exists=True,  # a slip here would reject every job of the run
-        file_okay=False,
-        help="Images are found below this folder and nowhere else.",
-    ),
-]
-AllowUrls = Annotated[
-    bool, typer.Option("--allow-urls", envvar="HALP_ALLOW_URLS", help="Also fetch http(s) images.")
-]
 
 
 @app.command(
@@ -211,7 +155,7 @@ def run(
     A second one: stop at once; nothing is lost. Exit codes: 0 done, 1 an error that is explained, 2
     wrong usage, 3 the device is broken.
     """
-    with _failures_explained(log_format=log_format, url=redis_url):
+    with failures_explained(log_format=log_format, url=redis_url):
         from halp_worker.launch import run_worker
 
         tally = run_worker(
@@ -278,7 +222,7 @@ def extract(
     ] = False,
 ) -> None:
     """One sample without any server or store: prints answer, positions and shapes."""
-    with _failures_explained():
+    with failures_explained():
         from halp_worker.single import extract_one, show
 
         settings = ModelSettings(
@@ -312,7 +256,7 @@ def health(
     ] = 180,
 ) -> None:
     """Exit with 0 if a worker on this host has asked the server for work lately, else with 1."""
-    with _failures_explained():
+    with failures_explained():
         from halp_worker.health import health as checked
 
         report = checked(run_name, redis_url, max_age_seconds)
@@ -328,7 +272,7 @@ def demo(
     ] = Path("demo-run"),
 ) -> None:
     """The whole path on this machine: server, dataset, two workers, store. No GPU, no downloads."""
-    with _failures_explained(extra="demo"):
+    with failures_explained(extra="demo"):
         from halp_worker.demo.main_job import run_demo
 
         run_demo(folder)
@@ -338,66 +282,8 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-@contextmanager
-def _failures_explained(
-    extra: str = "worker", log_format: LogFormat = "text", url: str = ""
-) -> Iterator[None]:
-    """Turns what a user can do something about into one message and exit code 1."""
-    from halp_worker.logs import set_up_logging
-
-    try:
-        _silence_libraries()
-        set_up_logging(log_format, url)
-        yield
-    except ModuleNotFoundError as error:
-        # A module of our own that is missing is a defect, and shows as one.
-        if (error.name or "").startswith("halp_"):
-            raise
-        _fail(
-            f"this command needs the {extra} extra ({error.name} is not installed): "
-            f"pip install 'halp-stream[{extra}]'"
-        )
-    except Exception as error:
-        if not _is_for_people(error):
-            raise
-        if log_format == "json":
-            log.critical("%s", error)
-            raise typer.Exit(_exit_code(error)) from None
-        _fail(str(error), _exit_code(error))
-
-
-def _is_for_people(error: Exception) -> bool:
-    import redis
-
-    from halp_producer.server import ServerError
-    from halp_store.errors import StoreError
-    from halp_worker.fates import DeviceOutOfMemory, FatalError, Rejected, Retryable
-
-    fates = FatalError | Rejected | Retryable | DeviceOutOfMemory
-    return isinstance(error, fates | ServerError | StoreError | redis.RedisError | OSError)
-
-
-def _exit_code(error: Exception) -> int:
-    """3 tells a supervisor that this machine's device is broken, so that it need not try again."""
-    from halp_worker.fates import DeviceBroken
-
-    return 3 if isinstance(error, DeviceBroken) else 1
-
-
-def _fail(message: str, code: int = 1) -> None:
-    typer.echo(f"halp-worker: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def _silence_libraries() -> None:
-    # The libraries' own bars and advice are not ours to show; these must be set before they load.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 app.command(epilog=dashboard_cli.EXAMPLES)(
-    _failures_explained(extra="dashboard")(dashboard_cli.dashboard)
+    failures_explained(extra="dashboard")(dashboard_cli.dashboard)
 )
 
 
