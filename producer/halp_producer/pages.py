@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import redis
 
@@ -103,3 +103,14 @@ def last_entry_id(client: redis.Redis, key: str) -> str | None:
 def text(fields: dict[bytes, bytes], name: str) -> str:
     """A field as text: empty where it is not there, U+FFFD for what is not UTF-8."""
     return fields.get(name.encode("ascii"), b"").decode("utf-8", "replace")
+
+
+def of_one_stream(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """(entry id, fields) of what XREAD or XREADGROUP found on a single stream, if anything."""
+    # A mapping with RESP3 (lists of entries inside one more list), pairs with RESP2.
+    lists = (
+        [part for parts in answer.values() for part in parts]
+        if isinstance(answer, dict)
+        else [part for _, part in answer or ()]
+    )
+    return [entry for part in lists for entry in part]

@@ -14,7 +14,7 @@ import redis
 from pydantic import BaseModel, ConfigDict
 
 from halp_producer.keys import RunKeys
-from halp_producer.pages import last_entry_id, text
+from halp_producer.pages import last_entry_id, of_one_stream, text
 
 RESULTS_KEPT: Final = 10_000
 """Messages a run keeps, about: the server trims whole nodes of the stream. Some minutes of a fast
@@ -80,13 +80,7 @@ def read_results(
     Raises what redis-py raises.
     """
     answer: Any = client.xread({keys.results: after}, count=_PAGE, block=block_ms or None)
-    # A mapping with RESP3 (lists of entries inside one more list), pairs with RESP2.
-    lists = (
-        [part for parts in answer.values() for part in parts]
-        if isinstance(answer, dict)
-        else [part for _, part in answer or ()]
-    )
-    entries = [entry for part in lists for entry in part]
+    entries = of_one_stream(answer)
     found = [one for _, fields in entries if (one := _result(fields)) is not None]
     return ResultPage(found, entries[-1][0].decode("ascii") if entries else after)
 

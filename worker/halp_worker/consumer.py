@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import redis
 
@@ -24,6 +24,7 @@ from halp_store.features import Receipt, RowKey
 from halp_worker import scripts
 from halp_worker.delivery import Delivery
 from halp_worker.fates import Reason, Rejection
+from halp_worker.fetched import Fetched, fetched_new, fetched_taken
 from halp_worker.hand import Hand
 from halp_worker.mention import jobs, named
 from halp_worker.retry import LONGEST_DELAY_MS
@@ -33,15 +34,6 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 """Between tries while the server is away."""
-
-
-class _Entry(NamedTuple):
-    """What the server hands out. fields: None if the entry was deleted."""
-
-    entry_id: str
-    fields: Any
-    attempts: int = 0
-    taken_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,9 +154,9 @@ class Consumer:
         groups: Any = self._client.xinfo_groups(self._keys.jobs)
         return any(group["name"] == GROUP.encode() for group in groups)
 
-    def _read_own(self, slots: int) -> list[_Entry]:
+    def _read_own(self, slots: int) -> list[Fetched]:
         while self._own_page is not None:
-            entries = _entries(
+            entries = fetched_taken(
                 self._own(
                     keys=[self._keys.jobs, self._keys.attempts],
                     args=[GROUP, self.name, self._own_page, slots],
@@ -174,7 +166,7 @@ class Consumer:
             self._own_page = f"({entries[-1].entry_id}" if entries else None
             fresh = self._not_in_hand(entries)
             if fresh:
-                ids = list(map(_question_id, fresh))
+                ids = [one.question_id for one in fresh]
                 log.info(
                     "found %d jobs on our own list that never arrived: %s",
                     len(ids),
@@ -184,8 +176,8 @@ class Consumer:
                 return fresh
         return []
 
-    def _take_next(self, slots: int) -> list[_Entry]:
-        taken = _entries(
+    def _take_next(self, slots: int) -> list[Fetched]:
+        taken = fetched_taken(
             self._take(
                 keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
                 args=[
@@ -196,7 +188,7 @@ class Consumer:
         )
         fresh = self._not_in_hand(taken)
         if left := [entry for entry in fresh if entry.attempts or entry.taken_from]:
-            ids, reasons = list(map(_question_id, left)), sorted(set(map(_why, left)))
+            ids, reasons = [one.question_id for one in left], sorted({one.why for one in left})
             log.info(
                 "took over %d jobs (%s): %s",
                 len(ids),
@@ -206,30 +198,22 @@ class Consumer:
             )
         return fresh
 
-    def _wait_for_new(self, slots: int, block_ms: int) -> list[_Entry]:
+    def _wait_for_new(self, slots: int, block_ms: int) -> list[Fetched]:
         answer: Any = self._client.xreadgroup(
             GROUP, self.name, {self._keys.jobs: ">"}, count=slots, block=block_ms
         )
-        if not answer:
-            return []
-        # A mapping with RESP3 (lists of entries inside one more list), pairs with RESP2.
-        lists = (
-            [part for parts in answer.values() for part in parts]
-            if isinstance(answer, dict)
-            else [part for _, part in answer]
-        )
-        return [_Entry(entry_id.decode(), fields) for part in lists for entry_id, fields in part]
+        return fetched_new(answer)
 
-    def _not_in_hand(self, entries: Sequence[_Entry]) -> list[_Entry]:
+    def _not_in_hand(self, entries: Sequence[Fetched]) -> list[Fetched]:
         return [one for one in entries if not self._hand.knows(one.entry_id, one.attempts)]
 
-    def _decode(self, entries: Iterable[_Entry]) -> list[Delivery]:
+    def _decode(self, entries: Iterable[Fetched]) -> list[Delivery]:
         deliveries = []
         for entry in entries:
             try:
                 job = decode(entry.fields or {})
             except JobFormatError as error:
-                question_id = _question_id(entry)
+                question_id = entry.question_id
                 log.warning(
                     "failed %s (entry %s): malformed: %s",
                     question_id,
@@ -284,7 +268,7 @@ class Consumer:
         """Renews these leases; returns the rows that are still ours."""
         wanted = set(rows)
         if entry_ids := list(self._hand.entries(wanted)):
-            lost, _ = self._persist(lambda: self._renew_entries(entry_ids))
+            lost, _ = self._persist(lambda: self._refetched_new(entry_ids))
             self._lose(lost)
         return {held.key for held in self._hand.entries(wanted).values()}
 
@@ -305,9 +289,9 @@ class Consumer:
         if too_long:
             self._on_lost(len(too_long))
         if entry_ids := list(ours.keys() - set(too_long)):
-            self._lose(self._renew_entries(entry_ids))
+            self._lose(self._refetched_new(entry_ids))
 
-    def _renew_entries(self, entry_ids: Sequence[str]) -> Any:
+    def _refetched_new(self, entry_ids: Sequence[str]) -> Any:
         return self._renew(keys=[self._keys.jobs], args=[GROUP, self.name, *entry_ids])
 
     # -- finishing -------------------------------------------------------------------------
@@ -441,35 +425,6 @@ class Consumer:
         if noticed:
             self._on_lost(len(noticed))
         return lost
-
-
-def _entries(answer: Iterable[Any]) -> list[_Entry]:
-    """Of a script: (id, flat fields and values, attempts, from whom) each."""
-    return [
-        _Entry(
-            entry_id.decode(),
-            dict(zip(fields[::2], fields[1::2], strict=True)),
-            int(attempts),
-            taken_from.decode(),
-        )
-        for entry_id, fields, attempts, taken_from in answer
-    ]
-
-
-def _question_id(entry: _Entry) -> str:
-    """For the log: of what is no job, whatever it calls itself, or else the entry's own id."""
-    found: bytes = (entry.fields or {}).get(b"question_id", b"")
-    return found.decode("utf-8", "replace") or entry.entry_id
-
-
-def _why(taken: _Entry) -> str:
-    match taken.taken_from:
-        case "":
-            return "due again"
-        case holder if holder == DELAYED:
-            return "given back"
-        case worker:
-            return f"left by {worker}"
 
 
 def _utf8(text: str) -> bytes:
