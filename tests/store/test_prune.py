@@ -137,6 +137,41 @@ def test_a_generation_that_was_pruned_is_followed_too(path, fill, make_rows):
     assert_columns(view.read(), make_rows(sorted(IDS)))
 
 
+def test_who_knew_a_generation_finds_the_newest_though_the_next_ones_have_gone(
+    path, fill, make_rows, open_writer, holds
+):
+    """A worker that was paused while two came and one of them went: 000002 is no step any more."""
+    store, writer = open_store(path), open_writer(path)
+    for number in (2, 3, 4):
+        fill(path, [f"more {number}"], worker=f"w{number}")
+        compact(LocalStorage(path))
+        prune(LocalStorage(path), grace_seconds=0)
+    assert [one.name for one in (path / "compacted").glob("0*")] == ["000004"]
+    store.refresh()
+    assert store.generation == "compacted/000004"
+    assert len(store) == len(IDS) + 3
+    rows = make_rows(IDS[30:33])
+    assert writer.receipt_for(rows.keys).rows == rows.keys
+    holds(path, [*IDS, "more 2", "more 3", "more 4"])
+
+
+def test_generations_go_from_the_oldest_on(path, fill):
+    """While one is there, all that were published after it are: readers rest on it."""
+    deleted = []
+
+    class Watched(LocalStorage):
+        def delete(self, prefix, keep=frozenset()):
+            if prefix.startswith("compacted/0"):
+                deleted.append(prefix)
+            return super().delete(prefix, keep)
+
+    for number in (2, 3, 4):
+        fill(path, [f"more {number}"], worker=f"w{number}")
+        compact(LocalStorage(path))
+    prune(Watched(path), grace_seconds=0)
+    assert deleted[:3] == [f"compacted/00000{number}/zarr.json" for number in (1, 2, 3)]
+
+
 def test_a_writer_knows_rows_whose_segments_have_gone(path, open_writer, make_rows, holds):
     """A redelivered row is acknowledged and not written again, whenever it was pruned."""
     old = open_writer(path)

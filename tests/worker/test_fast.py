@@ -98,7 +98,7 @@ def test_an_image_is_read_and_prepared_once_for_all_its_questions(bench, monkeyp
     read = []
     original = bench.inputs._images.read
     monkeypatch.setattr(
-        bench.inputs._images, "read", lambda name: read.append(name) or original(name)
+        bench.inputs._images, "read", lambda name, data: read.append(name) or original(name, data)
     )
     samples = bench.samples(SHARED)
     assert sorted(read) == ["astronaut.png", "coffee.png", "tall.png"]

@@ -115,16 +115,39 @@ def newest_generation(storage: Storage, known: Generation | None) -> Generation 
 
     Raises DamagedSegment.
     """
-    numbers = [known.number] if known else list_generations(storage)
-    highest = max(numbers, default=0)
-    # A listing may lag behind on object storage; a read of the next name does not.
-    while storage.read(f"{generation_name(highest + 1)}/{METADATA}"):
-        highest += 1
     lowest = known.number if known else 0
-    for number in range(highest, lowest, -1):
-        if found := read_generation(storage, number):
-            return found
-    return known
+    while True:
+        highest = _last_published(storage, lowest)
+        for number in range(highest, lowest, -1):
+            if found := read_generation(storage, number):
+                return found
+        # All that was seen was given up, unless it was pruned since.
+        if highest == lowest or _is_published(storage, highest):
+            return known
+
+
+def _last_published(storage: Storage, known: int) -> int:
+    """The highest number that is taken, or `known`: one that was, or 0."""
+    # A listing may lag behind on object storage; a read of the next name does not.
+    highest = _last_in_row(storage, known)
+    # `prune` takes generations from the oldest on: as long as the known one is there, a next one
+    # that is not there never was. Else those after it may be gone, too, but for the newest.
+    if highest == known and not (known and _is_published(storage, known)):
+        listed = (number for number in reversed(list_generations(storage)) if number > known)
+        last = next((number for number in listed if _is_published(storage, number)), known)
+        highest = _last_in_row(storage, last)
+    return highest
+
+
+def _last_in_row(storage: Storage, number: int) -> int:
+    while _is_published(storage, number + 1):
+        number += 1
+    return number
+
+
+def _is_published(storage: Storage, number: int) -> bool:
+    """Or given up, by a tombstone."""
+    return bool(storage.read(f"{generation_name(number)}/{METADATA}"))
 
 
 def list_generations(storage: Storage) -> list[int]:

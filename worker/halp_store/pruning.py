@@ -97,6 +97,7 @@ def _replaced(storage: Storage, generations: Sequence[Generation]) -> list[str]:
     latest = generations[-1]
     covered = {one.name for one in latest.segments}
     segments = [group_prefix(name) for name in storage.list_names(SEGMENTS) if name in covered]
+    # Ascending: see `_remove`.
     older = [number for number in list_generations(storage) if number < latest.number]
     return segments + [generation_name(number) for number in older]
 
@@ -108,7 +109,9 @@ def _remove(
         # Its zarr.json first: what is half removed is nothing to a reader.
         return storage.delete(f"{prefix}/{METADATA}") + storage.delete(prefix)
 
-    files = 0
+    # One after the other, the oldest first: `newest_generation` rests on it.
+    generations = [one for one in prefixes if not one.startswith(f"{SEGMENTS}/")]
+    files = sum(storage.delete(f"{one}/{METADATA}") for one in generations)
     with ThreadPoolExecutor(storage.concurrency) as threads:
         for done, count in enumerate(threads.map(remove, prefixes), 1):
             files += count
