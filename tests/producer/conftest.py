@@ -56,17 +56,20 @@ class Bench:
         self.client.zadd(self.keys.delayed, {entry_id: 9e12})
 
     def done(self, entry_id: str) -> None:
-        self._leave(entry_id, DONE)
+        with self.client.pipeline(transaction=True) as step:
+            self._leave(step, entry_id, DONE)
+            step.execute()
 
     def fail(self, entry_id: str, reason: str = "image-missing") -> str:
         """The id of its letter."""
         ((_, fields),) = self.client.xrange(self.keys.jobs, entry_id, entry_id)
         more = {"reason": reason, "error": "not there", "traceback": "Traceback:\n  x\x1b\n",
                 "attempts": "2", "worker": "w1", "failed_ms": "1700000000000"}  # fmt: skip
-        letter = self.client.xadd(self.keys.failed, {**fields, **more})
-        self._leave(entry_id, FAILED)
-        self.client.hincrby(self.keys.counts, FAILED_FOR + reason, 1)
-        return letter.decode()
+        with self.client.pipeline(transaction=True) as step:
+            step.xadd(self.keys.failed, {**fields, **more})
+            step.hincrby(self.keys.counts, FAILED_FOR + reason, 1)
+            self._leave(step, entry_id, FAILED)
+            return step.execute()[0].decode()
 
     def surplus_letter(self, fields: dict[Any, Any], reason: str = "image-missing") -> str:
         """The id of one more letter, counted as failed, of what was never enqueued (again)."""
@@ -79,11 +82,12 @@ class Bench:
         self.enqueue(*names)
         return [self.fail(one, reason) for one in self.take(len(names))]
 
-    def _leave(self, entry_id: str, count: str) -> None:
-        self.client.xack(self.keys.jobs, GROUP, entry_id)
-        self.client.xdel(self.keys.jobs, entry_id)
-        self.client.hdel(self.keys.attempts, entry_id)
-        self.client.hincrby(self.keys.counts, count, 1)
+    def _leave(self, step: redis.client.Pipeline, entry_id: str, count: str) -> None:
+        """All at once, as a worker's script does it: somebody may be looking meanwhile."""
+        step.xack(self.keys.jobs, GROUP, entry_id)
+        step.xdel(self.keys.jobs, entry_id)
+        step.hdel(self.keys.attempts, entry_id)
+        step.hincrby(self.keys.counts, count, 1)
 
     def problems(self) -> tuple[str, ...]:
         return imbalances(read_run(self.client, self.keys).books)
