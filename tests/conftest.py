@@ -97,6 +97,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture
+def own(server: Server, tmp_path: Path) -> Iterator[Server]:
+    """A server that this test may stop and change; of the same make as the shared one."""
+    directory = tmp_path / "server"
+    directory.mkdir()
+    one = Server(server.binary, directory)
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
 def client(server: Server) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server.url) as connection:
         yield connection

@@ -37,17 +37,6 @@ WAITS = "server not available"
 
 
 @pytest.fixture
-def own(server, tmp_path):
-    """A server that this test may stop and change; of the same make as the shared one."""
-    directory = tmp_path / "server"
-    directory.mkdir()
-    one = type(server)(server.binary, directory)
-    one.start()
-    yield one
-    one.stop()
-
-
-@pytest.fixture
 def fleet(own, run, tmp_path):
     """On a server of its own."""
     with redis.Redis.from_url(own.url) as client:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import redis
+from click.testing import Result
+from typer.testing import CliRunner
 
+from halp_producer import cli
 from halp_producer.activity import WorkerActivity
 from halp_producer.balance import imbalances
 from halp_producer.enqueue import create_group, enqueue_jobs
@@ -111,6 +114,14 @@ class Bench:
             [(one["message_id"], one["consumer"])
              for one in client.xpending_range(keys.jobs, GROUP, "-", "+", 1000)],
         ]  # fmt: skip
+
+
+@pytest.fixture
+def halp(server, run, monkeypatch) -> Callable[..., Result]:
+    """Runs a command in this process, against this test's server and run."""
+    monkeypatch.setenv("HALP_REDIS_URL", server.url)
+    monkeypatch.setenv("HALP_RUN", run)
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 @pytest.fixture

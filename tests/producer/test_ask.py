@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from typer.testing import CliRunner
 
-from halp_producer import ask_cli, cli
+from halp_producer import ask_cli
 from halp_producer.activity import WorkerActivity
 from halp_producer.ask import AskError, ask
 from halp_producer.enqueue import enqueue_jobs
@@ -149,14 +148,6 @@ def test_a_question_that_is_dropped_meanwhile_is_said(client, keys, colleague, m
 
 
 # -- the command ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def halp(server, run, monkeypatch):
-    """Runs a command in this process, against this test's server and run."""
-    monkeypatch.setenv("HALP_REDIS_URL", server.url)
-    monkeypatch.setenv("HALP_RUN", run)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 @pytest.fixture

@@ -43,14 +43,6 @@ def bad(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def halp(server, run, monkeypatch):
-    """Runs a command in this process, against this test's server and run."""
-    monkeypatch.setenv("HALP_REDIS_URL", server.url)
-    monkeypatch.setenv("HALP_RUN", run)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(one) for one in arguments])
-
-
 def test_enqueue_says_what_it_did_and_what_to_do_next(halp, good, client, run):
     """Exit 0; the last line of stdout is the next step."""
     result = halp("enqueue", good)

@@ -9,18 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from halp_producer import cli, progress
+from halp_producer import progress
 from halp_producer.letters import dead_letters
-
-
-@pytest.fixture
-def halp(server, run, monkeypatch):
-    """Runs a command in this process, against this test's server and run."""
-    monkeypatch.setenv("HALP_REDIS_URL", server.url)
-    monkeypatch.setenv("HALP_RUN", run)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 def failed_ids(client, keys) -> list[str]:

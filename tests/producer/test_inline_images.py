@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from halp_producer import cli
 from halp_producer.account import run_account
 from halp_producer.dataset import Dataset
 from halp_producer.enqueue import Outcome, enqueue_jobs
@@ -54,14 +52,6 @@ def dataset(tmp_path):
     ]
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     return path
-
-
-@pytest.fixture
-def halp(server, run, monkeypatch):
-    """Runs a command in this process, against this test's server and run."""
-    monkeypatch.setenv("HALP_REDIS_URL", server.url)
-    monkeypatch.setenv("HALP_RUN", run)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 def on_the_stream(client, keys) -> list[Job]:

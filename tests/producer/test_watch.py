@@ -13,26 +13,13 @@ from itertools import islice
 import pytest
 import redis
 from rich.console import Console
-from typer.testing import CliRunner
 
-from halp_producer import cli
 from halp_producer.look import Look
 from halp_producer.server import connect
 from halp_producer.status import UnknownRunError
 from halp_producer.watch import PlainLines, View, looks, screen
 
 COMMAND = (sys.executable, "-m", "halp_producer")
-
-
-@pytest.fixture
-def own(server, tmp_path):
-    """A server that this test may stop; of the same make as the shared one."""
-    directory = tmp_path / "server"
-    directory.mkdir()
-    one = type(server)(server.binary, directory)
-    one.start()
-    yield one
-    one.stop()
 
 
 @pytest.fixture
@@ -45,14 +32,6 @@ def dataset(tmp_path):
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
-
-
-@pytest.fixture
-def halp(server, run, monkeypatch):
-    """Runs a command in this process, against this test's server and run."""
-    monkeypatch.setenv("HALP_REDIS_URL", server.url)
-    monkeypatch.setenv("HALP_RUN", run)
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(one) for one in arguments])
 
 
 @pytest.fixture
