@@ -27,20 +27,24 @@ class FeatureBatch:
     text: column -> N strings, exactly the columns of `TEXT_COLUMNS`.
     integers: column -> int64 (N, ...), exactly those of `layout.integer_columns()`.
     vectors: column -> float32 (N, ...), exactly those of `layout.vector_columns()`.
+    scores: column -> float32 (N,), exactly those of `layout.score_columns()`; NaN where there is
+        none.
 
-    Raises ValueError, naming the column with expected and got, where that does not hold or
-    where a vector is not finite.
+    Raises ValueError, naming the column with expected and got, where that does not hold, where a
+    vector is not finite, or a score is infinite.
     """
 
     layout: Layout
     text: Mapping[str, tuple[str, ...]]
     integers: Mapping[str, npt.NDArray[np.int64]]
     vectors: Mapping[str, npt.NDArray[np.float32]]
+    scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _same_names("text", self.text, TEXT_COLUMNS)
         _same_names("integer", self.integers, self.layout.integer_columns())
         _same_names("vector", self.vectors, self.layout.vector_columns())
+        _same_names("score", self.scores, self.layout.score_columns())
         rows = len(self)
         for name, values in self.text.items():
             if len(values) != rows:
@@ -51,6 +55,15 @@ class FeatureBatch:
             _check_array(name, self.vectors[name], (rows, *shape), np.float32)
             if not np.isfinite(self.vectors[name]).all():
                 raise ValueError(f"column {name}: has values that are not finite")
+        for name in self.layout.scores:
+            _check_array(name, self.scores[name], (rows,), np.float32)
+            if np.isinf(self.scores[name]).any():
+                raise ValueError(f"column {name}: has values that are infinite")
+
+    @property
+    def numbers(self) -> dict[str, npt.NDArray[Any]]:
+        """Integers, scores and vectors by name."""
+        return {**self.integers, **self.scores, **self.vectors}
 
     def __len__(self) -> int:
         return len(self.text["question_id"])
@@ -69,6 +82,7 @@ class FeatureBatch:
             {name: tuple(values[row] for row in rows) for name, values in self.text.items()},
             {name: values[rows] for name, values in self.integers.items()},
             {name: values[rows] for name, values in self.vectors.items()},
+            {name: values[rows] for name, values in self.scores.items()},
         )
 
     @staticmethod
@@ -80,6 +94,7 @@ class FeatureBatch:
             {n: tuple(chain.from_iterable(one.text[n] for one in batches)) for n in first.text},
             {n: np.concatenate([one.integers[n] for one in batches]) for n in first.integers},
             {n: np.concatenate([one.vectors[n] for one in batches]) for n in first.vectors},
+            {n: np.concatenate([one.scores[n] for one in batches]) for n in first.scores},
         )
 
 
@@ -88,13 +103,18 @@ _SEAL: Final = object()
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A committed row. segment: or the generation's name. row: in it. answer: None where it was
-    committed before and cannot be read."""
+    """A committed row. segment: or the generation's name. row: in it.
+
+    answer, finish_reason: None where it was committed before and cannot be read. risk: likewise,
+        and None in a store without risks.
+    """
 
     key: RowKey
     segment: str
     row: int
     answer: str | None
+    finish_reason: str | None = None
+    risk: float | None = None
 
 
 @dataclass(frozen=True)

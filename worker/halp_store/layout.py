@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-LAYOUT_VERSION: Final = 1
-"""Raised when a reader of the old version could misread a store of the new one."""
+LAYOUT_VERSION: Final = 2
+"""Raised when a reader of the old version could misread a store of the new one, or a writer of it
+could write into one what the new version cannot read. Version 1 had no score columns."""
+
+_READABLE: Final = (1, LAYOUT_VERSION)
 
 TEXT_COLUMNS: Final = (
     "question_id",
@@ -34,6 +37,18 @@ COUNT_COLUMNS: Final = ("prompt_tokens", "image_tokens", "answer_tokens")
 GRID_COLUMN: Final = "image_grid_thw"
 """Integer column, dims (question, thw), int64: patches before the merge, (t, h, w)."""
 
+SCORE_COLUMNS: Final = ("first_token_entropy", "mean_logprob", "risk")
+"""Columns of one float32 a row, dims (question). Which of them a store has, its layout says.
+
+first_token_entropy: of the distribution of the first answer token, in nats.
+mean_logprob: mean natural logarithm of the probability of each token of the answer, its stop token
+    with them; NaN where there is no answer.
+risk: what a probe gave before the first token, in [0, 1].
+"""
+
+ANSWER_SCORES: Final = ("first_token_entropy", "mean_logprob")
+"""Those that every worker stores."""
+
 DEFAULT_POSITIONS: Final = ("vision_token", "query_token")
 
 
@@ -48,6 +63,8 @@ class Layout:
     source_dtype: what the values were computed in ("bfloat16", "float32"); stored as float32.
     fingerprint: JSON object of everything that changes the numbers or the answers. What was
         imported has `imported` here, with the names of the columns that are `unknown`.
+    scores: which of `SCORE_COLUMNS` there are, in that order; none in a store of version 1, and
+        none where rows were imported.
     """
 
     layers: tuple[int, ...]
@@ -56,6 +73,12 @@ class Layout:
     vision_hidden_size: int
     source_dtype: str
     fingerprint: Mapping[str, Any]
+    scores: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The lowest layout version that has all of this."""
+        return LAYOUT_VERSION if self.scores else 1
 
     @property
     def unknown(self) -> frozenset[str]:
@@ -85,15 +108,26 @@ class Layout:
         names = (*COUNT_COLUMNS, *(f"{position}_position" for position in self.positions))
         return {**dict.fromkeys(names, scalar), GRID_COLUMN: (("thw",), (3,))}
 
+    def score_columns(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """name -> (dims after `question`, their lengths), all float32, one value a row."""
+        return dict.fromkeys(self.scores, ((), ()))
+
+    def number_columns(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Integers, scores and vectors, in the order in which they are stored."""
+        return {**self.integer_columns(), **self.score_columns(), **self.vector_columns()}
+
     def to_json(self) -> dict[str, Any]:
         """The root's attributes. Inverse of `from_json`."""
-        return {"layout_version": LAYOUT_VERSION, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if not self.scores:
+            del fields["scores"]
+        return {"layout_version": self.version, **fields}
 
     @classmethod
     def from_json(cls, attributes: Mapping[str, Any]) -> Layout:
-        """Raises ValueError naming the version if it is not this one."""
+        """Raises ValueError naming the version if it is not one that this code reads."""
         found = attributes.get("layout_version")
-        if found != LAYOUT_VERSION:
+        if found not in _READABLE:
             raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {found!r}")
         return cls(
             layers=tuple(attributes["layers"]),
@@ -102,4 +136,5 @@ class Layout:
             vision_hidden_size=attributes["vision_hidden_size"],
             source_dtype=attributes["source_dtype"],
             fingerprint=attributes["fingerprint"],
+            scores=tuple(attributes.get("scores", ())),
         )

@@ -1,0 +1,5 @@
+"""`python -m halp_probe`."""
+
+from halp_probe.cli import main
+
+main()

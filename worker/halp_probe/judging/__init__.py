@@ -1,0 +1,1 @@
+"""Judging: whether an answer is right, and by which rule. Standard library only."""

@@ -1,0 +1,198 @@
+"""`Probe`: a trained classifier on hidden states, its file, and the risk that it gives.
+
+The file is safetensors: tensors `mean`, `scale`, `weight.<i>`, `bias.<i>`, and one JSON text in its
+metadata. It names the store's model and layout, and is refused for any other. Knows numpy and
+safetensors alone, so that a worker can read it without what trained it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from halp_probe.representation import Representation, Representations, name_of, sizes_of
+from halp_store.layout import Layout
+
+FORMAT_VERSION: Final = 1
+_KEY: Final = "halp_probe"
+_MOST_BYTES: Final = 1 << 30
+"""Of a probe file: some hundred times the largest that is written here."""
+_CHANGES_NO_STATE: Final = ("generation", "probe")
+"""Of a fingerprint: what changes answers, and no state before the first token."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class BadProbe(ValueError):  # noqa: N818 - named for what it says
+    """The file is no probe, or not one for this model and layout; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A classifier: standardise, then linear layers with ReLU between them, then the logistic
+    function. One linear layer is logistic regression.
+
+    parts: what it reads, side by side. F: their sizes together.
+    mean, scale: (F,) float32; inputs are (x - mean) / scale.
+    weights: float32 (F, H1), (H1, H2), ..., (Hn, 1). biases: (H1,), ..., (1,).
+    identity: of the stores it may be used on, see `identity_of`.
+    about: how it was trained and how good it is; for people and for `halp-probe show`.
+    """
+
+    parts: Representations
+    mean: Floats
+    scale: Floats
+    weights: tuple[Floats, ...]
+    biases: tuple[Floats, ...]
+    identity: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return name_of(self.parts)
+
+    def risk(self, features: Floats) -> Floats:
+        """(N, F) float32 -> (N,) float32 in [0, 1]: how likely the answer will be wrong."""
+        values = (features - self.mean) / self.scale
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            values = (np.maximum(values, 0) if number else values) @ weight + bias
+        logits = np.clip(values[:, 0].astype(np.float64), -700, 700)
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """What `save_probe` writes; the same probe gives the same bytes."""
+        tensors: dict[str, Any] = {"mean": self.mean, "scale": self.scale}
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            tensors |= {f"weight.{number}": weight, f"bias.{number}": bias}
+        described = {
+            "format_version": FORMAT_VERSION,
+            "parts": [str(one) for one in self.parts],
+            "identity": dict(self.identity),
+            "about": dict(self.about),
+        }
+        text = json.dumps(described, ensure_ascii=False, sort_keys=True)
+        return bytes(
+            save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={_KEY: text})
+        )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file, hex."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def identity_of(layout: Layout) -> dict[str, Any]:
+    """What has to be the same for a probe to mean the same: model, prompt, image processor, layers,
+    positions, sizes and dtype. Not the generation's settings: they come after the states."""
+    fingerprint = {k: v for k, v in layout.fingerprint.items() if k not in _CHANGES_NO_STATE}
+    whole = {
+        **fingerprint,
+        "layers": layout.layers,
+        "positions": layout.positions,
+        "hidden_size": layout.hidden_size,
+        "vision_hidden_size": layout.vision_hidden_size,
+        "source_dtype": layout.source_dtype,
+    }
+    found: dict[str, Any] = json.loads(json.dumps(whole))
+    return found
+
+
+def check_fits(probe: Probe, layout: Layout, where: str) -> None:
+    """Raises BadProbe naming the fields that differ. where: the probe's file, for the message."""
+    ours = identity_of(layout)
+    names = sorted(set(ours) | set(probe.identity))
+    lines = [
+        f"  {name}: the probe has {_shown(probe.identity.get(name))}, here is "
+        f"{_shown(ours.get(name))}"
+        for name in names
+        if ours.get(name) != probe.identity.get(name)
+    ]
+    if lines:
+        raise BadProbe(
+            "\n".join([f"{where}: is a probe of another model or layout; these differ:", *lines])
+            + "\nfit one on a store of this configuration: halp-probe fit STORE --save FILE"
+        )
+    sizes = sizes_of(layout, probe.parts)
+    if sum(sizes) != len(probe.mean):
+        raise BadProbe(
+            f"{where}: expected {sum(sizes)} inputs for {probe.name}, got {len(probe.mean)}"
+        )
+
+
+def save_probe(probe: Probe, path: Path) -> None:
+    """Writes a new file. Raises OSError, FileExistsError above all."""
+    with path.open("xb") as file:
+        file.write(probe.to_bytes())
+
+
+def load_probe(path: Path) -> Probe:
+    """Raises BadProbe or OSError."""
+    if path.stat().st_size > _MOST_BYTES:
+        raise BadProbe(f"{path}: is no probe: {path.stat().st_size:,} bytes")
+    return parse_probe(path.read_bytes(), str(path))
+
+
+def parse_probe(data: bytes, where: str) -> Probe:
+    """Raises BadProbe. where: for the message."""
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        described = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        version = described["format_version"]
+        if version != FORMAT_VERSION:
+            raise BadProbe(f"{where}: expected probe format {FORMAT_VERSION}, got {version!r}")
+        count = sum(name.startswith("weight.") for name in tensors)
+        probe = Probe(
+            parts=tuple(Representation.parse(one) for one in described["parts"]),
+            mean=tensors["mean"],
+            scale=tensors["scale"],
+            weights=tuple(tensors[f"weight.{number}"] for number in range(count)),
+            biases=tuple(tensors[f"bias.{number}"] for number in range(count)),
+            identity=described["identity"],
+            about=described["about"],
+        )
+    except BadProbe:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        raise BadProbe(
+            f"{where}: is no probe: expected what `halp-probe fit --save` wrote ({e})"
+        ) from e
+    _check_shapes(probe, where)
+    return probe
+
+
+def _check_shapes(probe: Probe, where: str) -> None:
+    width = len(probe.mean)
+    arrays: list[tuple[str, Floats, tuple[int, ...]]] = [
+        ("mean", probe.mean, (width,)),
+        ("scale", probe.scale, (width,)),
+    ]
+    for number, (weight, bias) in enumerate(zip(probe.weights, probe.biases, strict=True)):
+        out = weight.shape[1] if weight.ndim == 2 else -1
+        arrays += [
+            (f"weight.{number}", weight, (width, out)),
+            (f"bias.{number}", bias, (out,)),
+        ]
+        width = out
+    for name, values, shape in arrays:
+        if values.dtype != np.float32 or values.shape != shape:
+            raise BadProbe(
+                f"{where}: {name}: expected float32 {shape}, got {values.dtype} {values.shape}"
+            )
+        if not np.isfinite(values).all() or (name == "scale" and (values <= 0).any()):
+            raise BadProbe(f"{where}: {name}: has values that are not finite, or scales of 0")
+    if width != 1 or not probe.weights or not isinstance(probe.identity, dict):
+        raise BadProbe(f"{where}: expected linear layers down to one output, got {width}")
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)
