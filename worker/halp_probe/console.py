@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
+from halp_probe.errors import ProbeError
 from halp_store.console import fail
 from halp_store.errors import StoreError
 
@@ -29,10 +30,6 @@ LabelsFolder = Annotated[
         help="Where the label tables are. [beside the store: run1.zarr has run1.labels]",
     ),
 ]
-
-
-class ProbeError(Exception):
-    """What a user can mend: the message says what, where and how. Ends a command with exit code 1."""
 
 
 @contextmanager

@@ -19,7 +19,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from halp_probe.representation import Representation, Representations, name_of, sizes_of
+from halp_probe.errors import ProbeError
+from halp_probe.representation import (
+    Representation,
+    Representations,
+    UnknownRepresentation,
+    name_of,
+    sizes_of,
+)
 from halp_store.layout import Layout
 
 FORMAT_VERSION: Final = 1
@@ -32,7 +39,7 @@ _CHANGES_NO_STATE: Final = ("generation", "probe")
 Floats = npt.NDArray[np.float32]
 
 
-class BadProbe(ValueError):  # noqa: N818 - named for what it says
+class BadProbe(ProbeError):  # noqa: N818 - named for what it says
     """The file is no probe, or not one for this model and layout; the message says why."""
 
 
@@ -162,7 +169,10 @@ def parse_probe(data: bytes, where: str) -> Probe:
         )
     except BadProbe:
         raise
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+    except (
+        *(SafetensorError, UnknownRepresentation, KeyError, TypeError, ValueError),
+        *(AttributeError, RecursionError),
+    ) as e:
         raise BadProbe(
             f"{where}: is no probe: expected what `halp-probe fit --save` wrote ({e})"
         ) from e

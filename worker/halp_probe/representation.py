@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+from halp_probe.errors import ProbeError
 from halp_store.layout import Layout
 
 
-class UnknownRepresentation(ValueError):  # noqa: N818 - named for what it says
+class UnknownRepresentation(ProbeError):  # noqa: N818 - named for what it says
     """A name that the store has no vectors of; the message says which there are."""
 
 
