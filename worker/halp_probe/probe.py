@@ -1,4 +1,4 @@
-"""`Probe`: a trained classifier on hidden states, its file, and the risk that it gives.
+"""`Probe`: a trained classifier on hidden states, and its file.
 
 The file is safetensors: tensors `mean`, `scale`, `weight.<i>`, `bias.<i>`, and one JSON text in its
 metadata. It names the store's model and layout, and is refused for any other. Knows numpy and
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from halp_probe.errors import ProbeError
+from halp_probe.network import Floats, Network
 from halp_probe.representation import (
     Representation,
     Representations,
@@ -36,8 +36,6 @@ _MOST_BYTES: Final = 1 << 30
 _CHANGES_NO_STATE: Final = ("generation", "probe")
 """Of a fingerprint: what changes answers, and no state before the first token."""
 
-Floats = npt.NDArray[np.float32]
-
 
 class BadProbe(ProbeError):  # noqa: N818 - named for what it says
     """The file is no probe, or not one for this model and layout; the message says why."""
@@ -45,21 +43,15 @@ class BadProbe(ProbeError):  # noqa: N818 - named for what it says
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A classifier: standardise, then linear layers with ReLU between them, then the logistic
-    function. One linear layer is logistic regression.
+    """A classifier, what it reads, and where it may be used.
 
-    parts: what it reads, side by side. F: their sizes together.
-    mean, scale: (F,) float32; inputs are (x - mean) / scale.
-    weights: float32 (F, H1), (H1, H2), ..., (Hn, 1). biases: (H1,), ..., (1,).
+    parts: what it reads, side by side: F numbers together.
     identity: of the stores it may be used on, see `identity_of`.
-    about: how it was trained and how good it is; for people and for `halp-probe show`.
+    about: JSON object: how it was trained and how good it is; for people.
     """
 
     parts: Representations
-    mean: Floats
-    scale: Floats
-    weights: tuple[Floats, ...]
-    biases: tuple[Floats, ...]
+    network: Network
     identity: Mapping[str, Any]
     about: Mapping[str, Any]
 
@@ -67,18 +59,12 @@ class Probe:
     def name(self) -> str:
         return name_of(self.parts)
 
-    def risk(self, features: Floats) -> Floats:
-        """(N, F) float32 -> (N,) float32 in [0, 1]: how likely the answer will be wrong."""
-        values = (features - self.mean) / self.scale
-        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = (np.maximum(values, 0) if number else values) @ weight + bias
-        logits = np.clip(values[:, 0].astype(np.float64), -700, 700)
-        return (1 / (1 + np.exp(-logits))).astype(np.float32)
-
     def to_bytes(self) -> bytes:
         """What `save_probe` writes; the same probe gives the same bytes."""
-        tensors: dict[str, Any] = {"mean": self.mean, "scale": self.scale}
-        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        network = self.network
+        tensors: dict[str, Any] = {"mean": network.mean, "scale": network.scale}
+        pairs = zip(network.weights, network.biases, strict=True)
+        for number, (weight, bias) in enumerate(pairs):
             tensors |= {f"weight.{number}": weight, f"bias.{number}": bias}
         described = {
             "format_version": FORMAT_VERSION,
@@ -87,9 +73,8 @@ class Probe:
             "about": dict(self.about),
         }
         text = json.dumps(described, ensure_ascii=False, sort_keys=True)
-        return bytes(
-            save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={_KEY: text})
-        )
+        whole = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+        return bytes(save(whole, metadata={_KEY: text}))
 
     @property
     def digest(self) -> str:
@@ -129,9 +114,9 @@ def check_fits(probe: Probe, layout: Layout, where: str) -> None:
             + "\nfit one on a store of this configuration: halp-probe fit STORE --save FILE"
         )
     sizes = sizes_of(layout, probe.parts)
-    if sum(sizes) != len(probe.mean):
+    if sum(sizes) != len(probe.network.mean):
         raise BadProbe(
-            f"{where}: expected {sum(sizes)} inputs for {probe.name}, got {len(probe.mean)}"
+            f"{where}: expected {sum(sizes)} inputs for {probe.name}, got {len(probe.network.mean)}"
         )
 
 
@@ -160,10 +145,12 @@ def parse_probe(data: bytes, where: str) -> Probe:
         count = sum(name.startswith("weight.") for name in tensors)
         probe = Probe(
             parts=tuple(Representation.parse(one) for one in described["parts"]),
-            mean=tensors["mean"],
-            scale=tensors["scale"],
-            weights=tuple(tensors[f"weight.{number}"] for number in range(count)),
-            biases=tuple(tensors[f"bias.{number}"] for number in range(count)),
+            network=Network(
+                mean=tensors["mean"],
+                scale=tensors["scale"],
+                weights=tuple(tensors[f"weight.{number}"] for number in range(count)),
+                biases=tuple(tensors[f"bias.{number}"] for number in range(count)),
+            ),
             identity=described["identity"],
             about=described["about"],
         )
@@ -181,12 +168,13 @@ def parse_probe(data: bytes, where: str) -> Probe:
 
 
 def _check_shapes(probe: Probe, where: str) -> None:
-    width = len(probe.mean)
+    network = probe.network
+    width = len(network.mean)
     arrays: list[tuple[str, Floats, tuple[int, ...]]] = [
-        ("mean", probe.mean, (width,)),
-        ("scale", probe.scale, (width,)),
+        ("mean", network.mean, (width,)),
+        ("scale", network.scale, (width,)),
     ]
-    for number, (weight, bias) in enumerate(zip(probe.weights, probe.biases, strict=True)):
+    for number, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         out = weight.shape[1] if weight.ndim == 2 else -1
         arrays += [
             (f"weight.{number}", weight, (width, out)),
@@ -200,7 +188,7 @@ def _check_shapes(probe: Probe, where: str) -> None:
             )
         if not np.isfinite(values).all() or (name == "scale" and (values <= 0).any()):
             raise BadProbe(f"{where}: {name}: has values that are not finite, or scales of 0")
-    if width != 1 or not probe.weights or not isinstance(probe.identity, dict):
+    if width != 1 or not network.weights or not isinstance(probe.identity, dict):
         raise BadProbe(f"{where}: expected linear layers down to one output, got {width}")
 
 
