@@ -14,7 +14,7 @@ from halp_store.cli import app
 from halp_store.compaction import compact
 from halp_store.features import FeatureBatch
 from halp_store.fence import fence_segment
-from halp_store.layout import TEXT_COLUMNS, Layout
+from halp_store.layout import SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
 from halp_store.writer import StoreWriter
@@ -27,6 +27,7 @@ LAYOUT = Layout(
     vision_hidden_size=12,
     source_dtype="float32",
     fingerprint={"model": {"id": "example"}},
+    scores=SCORE_COLUMNS,
 )
 
 
@@ -54,7 +55,10 @@ def make_rows(numbers):
         for name, (_, shape) in LAYOUT.vector_columns().items()
     }
     vectors["query_token"][wrong] += 1
-    return FeatureBatch(LAYOUT, text, integers, vectors)
+    scores = {name: random.random(count, dtype=np.float32) for name in LAYOUT.scores}
+    scores["mean_logprob"][:] = -scores["mean_logprob"]
+    scores["mean_logprob"][::5] = np.nan  # nothing was generated
+    return FeatureBatch(LAYOUT, text, integers, vectors, scores)
 
 
 @pytest.fixture
@@ -97,6 +101,8 @@ def test_the_notebook_page_runs(store):
     assert 0.1 < names["wrong"].mean() < 0.5
     assert names["auroc"] > 0.9
     assert names["inputs"].shape == (300 % 64, 16)
+    assert set(LAYOUT.scores) < set(names["table"].columns)
+    assert names["baseline"] < names["auroc"]
 
 
 @pytest.mark.parametrize("compacted", [0, 1, 2])
@@ -116,7 +122,7 @@ def test_the_format_page_reads_a_store_without_us(store, compacted):
         names = run("store-format.md")
     expected = open_store("run1.zarr")
     read = names["read"]
-    for column in ("query_token", "answer", "image_grid_thw", "vision_encoder"):
+    for column in ("query_token", "answer", "image_grid_thw", "vision_encoder", "mean_logprob"):
         ids, values = read("run1.zarr", column)
         assert tuple(ids) == expected.ids
         np.testing.assert_array_equal(values, expected.read([column])[column])
@@ -137,7 +143,7 @@ def test_tensorstore_reads_what_we_read(store):
     """Every number of a segment and of a generation, shards and checksums included."""
     compact(store)
     expected = open_store("run1.zarr")
-    numbers = expected.read([*LAYOUT.integer_columns(), *LAYOUT.vector_columns()])
+    numbers = expected.read(list(LAYOUT.number_columns()))
     for name, values in numbers.items():
         array = tensorstore.open(
             {

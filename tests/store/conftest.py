@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import pytest
 import xarray
 
 from halp_store.features import FeatureBatch
-from halp_store.layout import TEXT_COLUMNS, Layout
+from halp_store.layout import SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.names import new_segment_name, prefix_of
 from halp_store.reader import open_store
@@ -57,12 +58,23 @@ def layout() -> Layout:
         vision_hidden_size=6,
         source_dtype="bfloat16",
         fingerprint={"model": {"id": "small", "revision": "abc"}, "max_new_tokens": 200},
+        scores=SCORE_COLUMNS,
     )
+
+
+@pytest.fixture(scope="session")
+def plain(layout: Layout) -> Layout:
+    """The same without scores: version 1."""
+    return dataclasses.replace(layout, scores=())
 
 
 def _range(column: str) -> tuple[int, int]:
     """Any prompt is longer than any position and any number of image tokens."""
     return (500, 999) if column == "prompt_tokens" else (1, 500)
+
+
+# The share of rows without a mean_logprob.
+_NONE = 0.25
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +96,13 @@ def make_rows(layout: Layout) -> MakeRows:
             name: np.array([draw.standard_normal(shape) for draw in draws], np.float32)
             for name, (_, shape) in of.vector_columns().items()
         }
-        return FeatureBatch(of, text, integers, vectors)
+        scores = {
+            name: np.array([draw.random() for draw in draws], np.float32) for name in of.scores
+        }
+        if "mean_logprob" in scores:
+            drawn = scores["mean_logprob"]
+            drawn[drawn < _NONE] = np.nan
+        return FeatureBatch(of, text, integers, vectors, scores)
 
     return make
 
@@ -102,7 +120,7 @@ def assert_columns(columns: Mapping[str, np.ndarray], expected: FeatureBatch) ->
     """Every column, as it was written."""
     for name, values in expected.text.items():
         assert columns[name].tolist() == list(values), name
-    for name, values in {**expected.integers, **expected.vectors}.items():
+    for name, values in expected.numbers.items():
         np.testing.assert_array_equal(columns[name], values, err_msg=name)
 
 

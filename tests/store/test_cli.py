@@ -1,6 +1,7 @@
 """`halp-store`: what it prints, and how it ends."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -105,6 +106,31 @@ def test_get_prints_one_row(path, make_rows):
     )
 
 
+def test_get_prints_the_scores(tmp_path, open_writer, make_rows, plain):
+    """NaN is null in JSON, which has none, and `none` for people; none in a store without them."""
+    rows = make_rows(["a"])
+    rows.scores["mean_logprob"][:], rows.scores["risk"][:] = np.nan, 0.125
+    for name, some in (("new", rows), ("old", make_rows(["a"], of=plain))):
+        writer = open_writer(tmp_path / name, some.layout)
+        writer.append(some)
+        writer.flush()
+    text = _run("get", str(tmp_path / "new"), "a", "--json").stdout
+    assert "NaN" not in text
+    (row,) = json.loads(text)["rows"]
+    assert (row["mean_logprob"], row["risk"]) == (None, 0.125)
+    table = _run("get", str(tmp_path / "new"), "a").stdout
+    assert re.search(r"^mean logprob +none$", table, re.MULTILINE)
+    assert re.search(r"^risk +0\.125$", table, re.MULTILINE)
+    (old,) = json.loads(_run("get", str(tmp_path / "old"), "a", "--json").stdout)["rows"]
+    assert not set(old) & set(rows.scores)
+    assert json.loads(_run("info", str(tmp_path / "new"), "--json").stdout)["scores"] == [
+        "first_token_entropy",
+        "mean_logprob",
+        "risk",
+    ]
+    assert re.search(r"^scores +none$", _run("info", str(tmp_path / "old")).stdout, re.MULTILINE)
+
+
 def test_get_prints_several_rows_in_the_order_asked_for(path):
     """Each once; if one is not there, all that are not are said, and nothing else."""
     found = json.loads(_run("get", path, "b", "q [b]1[/b]", "b", "--json").stdout)["rows"]
@@ -141,8 +167,8 @@ def test_get_says_where_the_picture_is(tmp_path, open_writer, make_rows):
     for row, problem in zip(rows[1:], said, strict=True):
         assert row["image_problem"].startswith(problem)
     shown = _run(*arguments).stdout
-    assert f"image path      {root / 'a.png'}\n" in shown
-    assert f"image path      none: not found: b.png (looked under {root})\n" in shown
+    assert f"image path           {root / 'a.png'}\n" in shown
+    assert f"image path           none: not found: b.png (looked under {root})\n" in shown
     assert "image_path" not in json.loads(_run("get", store, "0", "--json").stdout)["rows"][0]
 
 
@@ -156,7 +182,7 @@ def test_an_answer_cannot_steer_the_terminal(tmp_path, open_writer, make_rows):
     writer.flush()
     shown = _run("get", str(tmp_path / "s"), "a").stdout
     assert shown.replace("\n", "").isprintable()
-    assert "answer          \\x1b[31mred\n                finish reason  stop" in shown
+    assert "answer               \\x1b[31mred\n                     finish reason  stop" in shown
     as_json = _run("get", str(tmp_path / "s"), "a", "--json").stdout
     assert as_json.replace("\n", "").isprintable()
     (row,) = json.loads(as_json)["rows"]

@@ -28,6 +28,7 @@ def path(tmp_path_factory, open_writer, make_rows):
     features.text["finish_reason"] = tuple("length" if one > "q27" else "stop" for one in ids)
     features.text["metadata"] = tuple(json.dumps({"n": int(one[1:]), "set": "A"}) for one in ids)
     features.integers["answer_tokens"] = np.arange(30)
+    features.scores["risk"] = np.array([np.nan, *np.arange(1, 30) / 30], np.float32)
     where = tmp_path_factory.mktemp("rows") / "s"
     writer = open_writer(where)
     writer.append(features)
@@ -97,6 +98,18 @@ def test_columns_are_chosen_and_the_id_comes_first(path):
     assert list(row) == ["question_id", *wanted.split(",")]
     assert (row["metadata.n"], row["answer_tokens"], row["metadata.nope"]) == (0, 0, None)
     assert (row["metadata"], len(row["image_grid_thw"])) == ({"n": 0, "set": "A"}, 3)
+
+
+def test_a_score_that_is_not_there_is_shown_as_nothing(path):
+    """A dash for people, null in JSON, which has no NaN; others with four digits, or all."""
+    wanted = ["risk", "--limit", 2]
+    _, *lines = _run("ls", path, "--columns", *wanted).stdout.splitlines()
+    assert [line.split() for line in lines] == [["q00", "-"], ["q01", "0.03333"]]
+    text = _run("ls", path, "--columns", *wanted, "--json").stdout
+    assert "NaN" not in text
+    risks = [row["risk"] for row in json.loads(text)["rows"]]
+    assert risks == [None, float(np.float32(1 / 30))]
+    assert _run("query", path, "risk<0.1", "--ids").stdout.split() == ["q01", "q02"]
 
 
 def test_many_rows_are_read_in_batches(path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_generation_opens_with_plain_zarr(tmp_path, fill, make_rows, consolida
     group = zarr.open_group(tmp_path / "compacted/000001", mode="r", use_consolidated=consolidated)
     expected = make_rows(sorted(IDS))
     assert set(group.array_keys()) == {
-        "layer", "segment", *expected.text, *expected.integers, *expected.vectors
+        "layer", "segment", *expected.text, *expected.numbers
     }  # fmt: skip
     np.testing.assert_array_equal(group["query_token"][...], expected.vectors["query_token"])
     assert group["query_token"].shards == (16, 2, 8)

@@ -41,13 +41,13 @@ def test_a_harmed_chunk_is_an_error_that_names_it(segment, harm, read, chunk):
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("column", ["answer", "prompt_tokens"])
-def test_harmed_texts_and_integers_are_errors_too(segment, harm, column):
+@pytest.mark.parametrize("column", ["answer", "prompt_tokens", "risk"])
+def test_harmed_texts_integers_and_scores_are_errors_too(segment, harm, column):
     """Every column has a checksum, not only the vectors."""
     harm(next((segment / column).glob("c.*")))
     store = open_store(segment.parent.parent)
     with pytest.raises(DamagedSegment, match=f"array {column}: "):
-        store.text(column) if column == "answer" else store.integers(column)
+        store.read([column])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_harmed_texts_and_integers_are_errors_too(segment, harm, column):
     [
         (b'{"zarr_format": 3, "node', "Unterminated|Expecting"),
         (b"[]", "expected the metadata of a Zarr group"),
-        (b'{"attributes": {"layout_version": 7}}', "layout version: expected 1, got 7"),
+        (b'{"attributes": {"layout_version": 7}}', "layout version: expected 2, got 7"),
         (b'{"attributes": {"layout_version": 1}}', "expected attributes nonce, question_ids"),
         (b"\xff\xfe\xfd", "decode"),
     ],

@@ -9,7 +9,9 @@ from halp_store.features import FeatureBatch
 
 
 def _with(features, **columns):
-    changed = {kind: dict(getattr(features, kind)) for kind in ("text", "integers", "vectors")}
+    changed = {
+        kind: dict(getattr(features, kind)) for kind in ("text", "integers", "vectors", "scores")
+    }
     for kind in changed.values():
         for name in kind:
             kind[name] = columns.get(name, kind[name])
@@ -23,6 +25,9 @@ def _with(features, **columns):
         ("query_token", np.full((1, 2, 8), np.inf, np.float32), "values that are not finite"),
         ("query_token", np.zeros((1, 3, 8), np.float32), r"expected float32 \(1, 2, 8\)"),
         ("vision_only", np.zeros((1, 8)), "got float64"),
+        ("risk", np.full((1,), -np.inf, np.float32), "values that are infinite"),
+        ("risk", np.zeros((1, 1), np.float32), r"expected float32 \(1,\)"),
+        ("risk", np.zeros((1,)), "got float64"),
         ("prompt_tokens", np.zeros((1,), np.int32), "expected int64"),
         ("answer", ("one", "two"), "expected 1 rows, got 2"),
     ],
@@ -33,7 +38,7 @@ def test_a_column_of_another_shape_or_kind_is_refused(make_rows, column, value, 
         _with(make_rows(["a"]), **{column: value})
 
 
-@pytest.mark.parametrize("kind", ["text", "integers", "vectors"])
+@pytest.mark.parametrize("kind", ["text", "integers", "vectors", "scores"])
 def test_a_missing_column_is_refused(make_rows, kind):
     """Exactly the layout's columns, no fewer."""
     features = make_rows(["a"])
@@ -50,4 +55,5 @@ def test_rows_can_be_taken_and_put_together(make_rows):
     back = both.take([2, 0])
     assert back.keys == (two.keys[0], one.keys[0])
     np.testing.assert_array_equal(back.vectors["query_token"][0], two.vectors["query_token"][0])
+    np.testing.assert_array_equal(back.scores["risk"], both.scores["risk"][[2, 0]])
     assert back.text["answer"] == (two.text["answer"][0], one.text["answer"][0])

@@ -389,9 +389,10 @@ def test_any_attribute_may_stand_where_ours_does(store, part, origin):
     assert open_store(store).positions == ("halp_reference", "query_token")
 
 
-def test_the_layout_of_other_stores_is_what_it_was(layout):
+def test_the_layout_of_other_stores_is_what_it_was(layout, plain):
     """Nothing is added to the root's attributes, and nothing is unknown."""
-    assert list(layout.to_json()) == [
+    assert list(layout.to_json()) == [*plain.to_json(), "scores"]
+    assert list(plain.to_json()) == [
         "layout_version",
         "layers",
         "positions",

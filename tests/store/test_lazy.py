@@ -89,7 +89,7 @@ def test_indexing_gives_what_numpy_gives(either, make_rows, indexers):
     plain = xarray.Dataset(
         {
             name: (lazy[name].dims, np.array(values, dtype=lazy[name].dtype))
-            for name, values in {**expected.text, **expected.integers, **expected.vectors}.items()
+            for name, values in {**expected.text, **expected.numbers}.items()
             if name != "question_id"
         },
         {"question_id": ("question", np.array(IDS, dtype=object)), "layer": [0, 3]},

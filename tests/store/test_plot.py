@@ -152,8 +152,32 @@ def test_numbers_are_a_scale_and_a_few_labels_are_not(path):
     scores = _measure(path, colour="metadata.score").projection.colours
     assert np.isnan(scores.numbers[3])
     assert scores.numbers[7] == 1
+    risks = _measure(path, colour="risk").projection.colours
+    assert [None if np.isnan(one) else one for one in risks.numbers] == list(risks.values)
     labels = _measure(path, colour="metadata.label").projection.colours
     assert labels.legend == (("0", 20), ("1", 19), ("none", 1))
+
+
+def test_scores_are_a_scale_as_far_as_there_are_any(make_store, tmp_path):
+    """Few different ones too; rows without one are grey, and without any it is one group."""
+
+    def change(features):
+        features.scores["risk"][:] = np.resize(np.array([0.25, 0.5, np.nan], np.float32), 12)
+        features.scores["mean_logprob"][:] = np.nan
+        features.scores["first_token_entropy"][:] = np.arange(12) / 4
+
+    store = make_store(12, change=change)
+    numbers = _measure(store, colour="risk").projection.colours.numbers
+    np.testing.assert_array_equal(numbers, np.resize([0.25, 0.5, np.nan], 12))
+    assert _measure(store, colour="mean_logprob").projection.colours.legend == (("none", 12),)
+    for name, said in (
+        ("risk", "risk; grey: none"),
+        ("mean_logprob", "none (12)"),
+        ("first_token_entropy", "first_token_entropy (nats)"),
+    ):
+        out = tmp_path / f"{name}.svg"
+        assert _run(store, "--out", out, "--color", name).exit_code == 0
+        assert f"<!-- {said} -->" in out.read_text()
 
 
 @pytest.mark.parametrize("form", MAGIC)

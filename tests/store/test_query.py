@@ -16,6 +16,7 @@ ROWS = {
     "c": ("No", "stop", 5, {"set": "POPE", "score": "9", "tags": ["u", "v"]}),
     "d": ("\x1b[31mNo\nway", "stop", 200, {"set": None, "n.x": 3, "score": "high"}),
 }
+RISKS = {"a": 0.8, "b": np.nan, "c": 0.25, "d": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def store(tmp_path_factory, open_writer, make_rows):
         features.text["answer"] = tuple(row[0] for row in rows)
         features.text["finish_reason"] = tuple(row[1] for row in rows)
         features.text["metadata"] = tuple(json.dumps(row[3]) for row in rows)
+        features.scores["risk"] = np.array([RISKS[one] for one in ids], np.float32)
         features.integers["answer_tokens"] = np.array([row[2] for row in rows], np.int64)
         writer.append(features)
         writer.flush()
@@ -65,6 +67,38 @@ def _ids(store, *filters):
 def test_columns_compare_by_their_type(store, condition, ids):
     """Integers by size, texts by their characters or a pattern."""
     assert _ids(store, condition) == ids
+
+
+@pytest.mark.parametrize(
+    ("condition", "ids"),
+    [
+        ("risk>0.5", "ad"),
+        ("risk >= 1", "d"),
+        ("risk>=.8", "ad"),
+        ("risk>0.8", "d"),
+        ("risk=0.8", "a"),
+        ("risk==8e-1", "a"),
+        ("risk!=0.8", "bcd"),
+        ("risk<0.8", "c"),
+        ("risk<=2.5e-1", "c"),
+        ("risk>-1", "acd"),
+        ("risk<1e999", "acd"),
+        ("risk<-1", ""),
+        ("'risk'>0", None),
+        ("risk>high", None),
+        ("risk>", None),
+        ("risk>nan", None),
+        ("risk~0", None),
+        ("risk!~0", None),
+    ],
+)
+def test_scores_compare_as_numbers(store, condition, ids):
+    """In float32, as they are stored: 0.8 finds 0.8. Where there is none, `!=` alone is met."""
+    if ids is not None:
+        assert _ids(store, condition) == ids
+        return
+    with pytest.raises(FilterError, match=r"holds numbers|no column"):
+        _ids(store, condition)
 
 
 @pytest.mark.parametrize(

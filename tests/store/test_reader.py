@@ -111,6 +111,7 @@ def test_one_layer_is_read_without_the_rest(path):
         (lambda store: store.array("vision_only", layer=0), "vision_only has no layers"),
         (lambda store: store.text("prompt_tokens"), "no text column .* there are question_id"),
         (lambda store: store.integers("answer"), "there are prompt_tokens"),
+        (lambda store: store.scores("answer"), "there are first_token_entropy"),
         (lambda store: store.to_xarray(["nope"]), "no stored column 'nope'"),
     ],
 )
@@ -132,8 +133,7 @@ def test_to_xarray_is_one_dataset(path, make_rows):
     assert dataset["answer"].values.tolist() == list(expected.text["answer"])
     assert {*dataset.data_vars, "question_id"} == {
         *expected.text,
-        *expected.integers,
-        *expected.vectors,
+        *expected.numbers,
     }
     picked = dataset.set_xindex("question_id").sel(question_id="z")
     np.testing.assert_array_equal(picked["vision_only"], make_rows(["z"]).vectors["vision_only"][0])

@@ -7,8 +7,9 @@ import pytest
 import zarr
 
 from halp_store.errors import LayoutVersionError, NotAStore, StoreMismatch
-from halp_store.layout import LAYOUT_VERSION
+from halp_store.local import LocalStorage
 from halp_store.reader import open_store
+from halp_store.root import stored_scores
 
 
 def test_the_root_says_what_the_store_is_made_of(tmp_path, open_writer, layout):
@@ -18,7 +19,7 @@ def test_the_root_says_what_the_store_is_made_of(tmp_path, open_writer, layout):
     assert store.layout == layout
     assert (store.layers, store.positions) == ((0, 3), ("vision_token", "query_token"))
     attributes = zarr.open_group(tmp_path / "deep" / "s", mode="r").attrs.asdict()
-    assert attributes["layout_version"] == LAYOUT_VERSION
+    assert (attributes["layout_version"], tuple(attributes["scores"])) == (2, layout.scores)
     assert attributes["fingerprint"] == layout.fingerprint
 
 
@@ -53,6 +54,59 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(
     assert str(tmp_path) in message
 
 
+def test_scores_are_a_part_of_the_configuration(tmp_path, open_writer, layout, plain):
+    """A store without them takes no rows with them, nor the other way round; the field is named."""
+    for stored, ours in ((plain, layout), (layout, plain)):
+        path = tmp_path / str(len(stored.scores))
+        open_writer(path, stored)
+        with pytest.raises(StoreMismatch) as caught:
+            open_writer(path, ours)
+        lists = [list(one.scores) or None for one in (stored, ours)]
+        assert caught.value.differences["scores"] == tuple(lists)
+    fewer = dataclasses.replace(layout, scores=layout.scores[:-1])
+    with pytest.raises(StoreMismatch) as caught:
+        open_writer(path, fewer)
+    assert caught.value.differences == {"scores": (list(layout.scores), list(fewer.scores))}
+
+
+def test_a_store_says_which_scores_it_has_before_it_is_opened(tmp_path, open_writer, layout, plain):
+    """None where there is no store yet: a worker that begins one chooses."""
+    (tmp_path / "empty").mkdir()
+    for name in ("nothing", "empty"):
+        assert stored_scores(LocalStorage(tmp_path / name)) is None
+    open_writer(tmp_path / "old", plain)
+    assert stored_scores(LocalStorage(tmp_path / "old")) == ()
+    open_writer(tmp_path / "new", layout)
+    assert stored_scores(LocalStorage(tmp_path / "new")) == layout.scores
+    _other_files(tmp_path / "other")
+    with pytest.raises(NotAStore):
+        stored_scores(LocalStorage(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("version", "scores"),
+    [
+        (1, ["risk"]),
+        (2, []),
+        (2, None),
+        (2, ["risk", "mean_logprob"]),
+        (2, ["risk", "risk"]),
+        (2, ["risk", "mood"]),
+    ],
+)
+def test_scores_that_do_not_go_with_the_version_are_no_store_of_ours(
+    tmp_path, open_writer, version, scores
+):
+    """A reader would take a column for what it is not."""
+    open_writer(tmp_path)
+    root = tmp_path / "zarr.json"
+    document = json.loads(root.read_bytes())
+    document["attributes"].update({"layout_version": version, "scores": scores})
+    root.write_text(json.dumps(document))
+    with pytest.raises(NotAStore, match="attributes are not whole"):
+        open_store(tmp_path)
+
+
 def test_an_unknown_layout_version_is_refused_by_name(tmp_path, open_writer):
     """Neither read nor written: a later release may mean something else by it."""
     open_writer(tmp_path)
@@ -61,7 +115,7 @@ def test_an_unknown_layout_version_is_refused_by_name(tmp_path, open_writer):
     document["attributes"]["layout_version"] = 99
     root.write_text(json.dumps(document))
     for opening in (open_store, open_writer):
-        with pytest.raises(LayoutVersionError, match="layout version: expected 1, got 99"):
+        with pytest.raises(LayoutVersionError, match="layout version: expected 2, got 99"):
             opening(tmp_path)
 
 

@@ -13,7 +13,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from halp_store.features import FeatureBatch
-from halp_store.layout import COUNT_COLUMNS, TEXT_COLUMNS, Layout
+from halp_store.layout import COUNT_COLUMNS, SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.reader import open_store
 from halp_store.segment import build_segment
 
@@ -30,7 +30,7 @@ def _in_memory(features):
 def _assert_equal(got, features):
     for name, values in features.text.items():
         assert tuple(got[name][...].tolist()) == values, name
-    for name, values in {**features.integers, **features.vectors}.items():
+    for name, values in features.numbers.items():
         assert got[name].dtype == values.dtype, name
         np.testing.assert_array_equal(got[name][...], values, err_msg=name)
 
@@ -45,9 +45,7 @@ def test_a_segment_opens_with_plain_zarr(open_writer, make_rows, tmp_path, conso
     group = zarr.open_group(path, mode="r", use_consolidated=consolidated)
     _assert_equal(group, features)
     assert group["layer"][...].tolist() == [0, 3]
-    assert set(group.array_keys()) == {"layer", *features.text, *features.integers} | set(
-        features.vectors
-    )
+    assert set(group.array_keys()) == {"layer", *features.text, *features.numbers}
 
 
 @pytest.mark.parametrize("consolidated", [None, True, False])
@@ -75,12 +73,22 @@ def test_attributes_tell_where_a_segment_came_from(make_rows):
     """ids, content hashes, nonce, time and provenance are in the group's attributes."""
     features = make_rows(["a", "b"])
     attributes = zarr.open_group(_in_memory(features), mode="r").attrs.asdict()
-    assert attributes["layout_version"] == 1
+    assert attributes["layout_version"] == 2
     assert attributes["question_ids"] == ["a", "b"]
     assert attributes["content_hashes"] == ["a-a", "a-b"]
     assert attributes["provenance"] == {"torch": "2"}
     assert attributes["created"] == "2026-01-01"
     assert len(attributes["nonce"]) == 32
+
+
+def test_a_segment_without_scores_is_of_version_1(make_rows, plain):
+    """Without a column more: what an earlier version reads."""
+    features = make_rows(["a"], of=plain)
+    group = zarr.open_group(_in_memory(features), mode="r")
+    assert group.attrs["layout_version"] == 1
+    assert set(group.array_keys()) == {
+        "layer", *features.text, *features.integers, *features.vectors
+    }  # fmt: skip
 
 
 def test_chunks_of_one_layer_stand_alone(make_rows):
@@ -101,7 +109,9 @@ def test_all_chunks_are_written_even_of_fill_values(make_rows):
     for values in features.integers.values():
         values[...] = -1
     empty = dict.fromkeys(TEXT_COLUMNS, ("",))
-    blank = FeatureBatch(features.layout, empty, features.integers, features.vectors)
+    blank = FeatureBatch(
+        features.layout, empty, features.integers, features.vectors, features.scores
+    )
     keys = build_segment(blank, name="w-1", provenance={}, created="").staged.keys()
     for key in keys:
         if key.endswith("/zarr.json"):
@@ -113,8 +123,10 @@ def _batches(draw):
     length = st.integers(1, 4)
     layers = draw(st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True))
     positions = draw(st.lists(st.sampled_from("pqrs"), max_size=2, unique=True))
+    chosen = draw(st.sets(st.sampled_from(SCORE_COLUMNS)))
+    scored = tuple(name for name in SCORE_COLUMNS if name in chosen)
     layout = Layout(
-        tuple(sorted(layers)), tuple(positions), draw(length), draw(length), "float32", {}
+        tuple(sorted(layers)), tuple(positions), draw(length), draw(length), "float32", {}, scored
     )
     rows = draw(length)
     text = st.text(st.characters(exclude_categories=("Cs",))) | st.sampled_from(NASTY)
@@ -133,7 +145,9 @@ def _batches(draw):
         for name, (_, shape) in layout.vector_columns().items()
     }
     floats = {name: values.astype(np.float32) for name, values in vectors.items()}
-    return FeatureBatch(layout, texts, integers, floats)
+    score = bits | st.just(float("nan"))
+    scores = {name: np.array([draw(score) for _ in ids], np.float32) for name in scored}
+    return FeatureBatch(layout, texts, integers, floats, scores)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -155,10 +169,15 @@ def test_any_batch_comes_back_as_it_was(features, tmp_path_factory, open_writer)
     for name, values in expected.vectors.items():
         found = store.array(name)[1]
         assert found.tobytes() == values.tobytes(), name
+    for name, values in expected.scores.items():
+        assert store.scores(name).tobytes() == values.tobytes(), name
     row = len(order) - 1
     record = store[store.ids[row]]
     assert record.answer == expected.text["answer"][row]
     assert record.metadata == json.loads(expected.text["metadata"][row])
+    np.testing.assert_equal(
+        dict(record.scores), {name: float(values[row]) for name, values in expected.scores.items()}
+    )
     for name in COUNT_COLUMNS:
         assert getattr(record, name) == expected.integers[name][row]
     for name, values in expected.vectors.items():

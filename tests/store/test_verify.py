@@ -69,8 +69,7 @@ def test_harm_to_any_file_of_a_segment_is_found(path, segment, layout, harm):
     assert arrays == {
         "layer",
         *TEXT_COLUMNS,
-        *layout.integer_columns(),
-        *layout.vector_columns(),
+        *layout.number_columns(),
     }
     for file in files:
         good = file.read_bytes()
@@ -175,6 +174,36 @@ def test_values_that_are_not_finite_are_found(path, publish, make_rows, column, 
     assert (problem.question_id, problem.segment, problem.array) == ("b", name, column)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_score_may_be_none_but_not_infinite(path, publish, make_rows, value):
+    """NaN stands for what there is not; the row of an infinity is named."""
+    features = make_rows(["a", "b"])
+    features.scores["risk"][1] = value
+    name = publish(path, features)
+    if np.isnan(value):
+        assert verify_store(path).ok
+        return
+    problem = _only(path)
+    assert (problem.kind, problem.array) == (ProblemKind.NOT_FINITE, "risk")
+    assert (problem.question_id, problem.segment) == ("b", name)
+    assert "expected a number or NaN" in problem.sentence
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_a_segment_of_another_layout_version_than_the_stores_is_found(
+    tmp_path, open_writer, publish, make_rows, layout, plain, is_older
+):
+    """Without the scores that the store has, or with scores that it has not."""
+    ours, theirs = (layout, plain) if is_older else (plain, layout)
+    open_writer(tmp_path / "v", ours)
+    name = publish(tmp_path / "v", make_rows(["a"], of=theirs))
+    found = verify_store(tmp_path / "v").problems
+    assert {(one.kind, one.segment) for one in found} == {(ProblemKind.DAMAGED, name)}
+    sentences = "\n".join(one.sentence for one in found)
+    assert "is not as it was written: attributes" in sentences
+    assert "other arrays than expected: first_token_entropy, mean_logprob, risk" in sentences
+
+
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [
@@ -271,12 +300,14 @@ def test_shapes_that_are_not_the_stores_are_found(path, publish, make_rows, layo
 
 
 @pytest.mark.parametrize(
-    ("column", "dtype"), [("vision_only", np.float64), ("image_tokens", np.int32)]
+    ("column", "dtype"),
+    [("vision_only", np.float64), ("image_tokens", np.int32), ("risk", np.float64)],
 )
 def test_types_that_are_not_the_stores_are_found(path, publish, make_rows, column, dtype):
     """float32 and int64 are what every reader was promised."""
     features = make_rows(["a"])
-    kind = features.vectors if column in features.vectors else features.integers
+    kinds = (features.vectors, features.integers, features.scores)
+    kind = next(one for one in kinds if column in one)
     kind[column] = kind[column].astype(dtype)
     publish(path, features)
     problem = _only(path)

@@ -163,6 +163,18 @@ def test_values_that_are_not_finite_are_found_in_every_row(compacted, make_rows,
     assert "row 19 (question 'q19'): expected finite values" in found[-1].sentence
 
 
+def test_a_score_may_be_none_but_not_infinite(compacted, make_rows):
+    """As in a segment: the row is named by its id."""
+    features = make_rows(IDS)
+    features.scores["risk"][4], features.scores["mean_logprob"][17] = np.nan, -np.inf
+    problem = _only(compacted(features))
+    assert (problem.kind, problem.question_id, problem.array) == (
+        ProblemKind.NOT_FINITE,
+        "q17",
+        "mean_logprob",
+    )
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from halp_store.compaction import compact
@@ -207,6 +208,10 @@ def test_a_receipt_says_where_each_row_is_and_what_was_answered(tmp_path, open_w
         "b": (first, 1, "answer of b, a"),
         "c": (flush.segment, 1, "answer of c, a"),
     }
+    for one in flush.receipt.stored:
+        rows = make_rows([one.key.question_id])
+        assert one.finish_reason == rows.text["finish_reason"][0]
+        assert one.risk == rows.scores["risk"][0]
     for one in late.receipt_for([RowKey("c", "a-c"), RowKey("b", "a-b")]).stored:
         assert (one.segment, one.row, one.answer) == found[one.key.question_id]
         assert open_store(tmp_path)[one.key.question_id].answer == one.answer
@@ -220,6 +225,28 @@ def test_a_compacted_row_has_its_place_in_the_generation(tmp_path, open_writer, 
     compact(LocalStorage(tmp_path))
     (one,) = open_writer(tmp_path).receipt_for([RowKey("b", "a-b")]).stored
     assert (one.segment, one.row, one.answer) == ("compacted/000001", 1, "answer of b, a")
+    assert one.finish_reason == "finish_reason of b, a"
+    assert one.risk == make_rows(["b"]).scores["risk"][0]
+
+
+@pytest.mark.parametrize("scores", [(), ("mean_logprob",), ("risk",)])
+def test_a_row_without_a_risk_has_none_in_its_receipt(
+    tmp_path, open_writer, make_rows, layout, scores
+):
+    """In a store without risks, and where the risk is NaN; just written, and stored before."""
+    of = dataclasses.replace(layout, scores=scores)
+    rows = make_rows(["a"], of=of)
+    for values in rows.scores.values():
+        values[:] = np.nan
+    writer = open_writer(tmp_path, of)
+    writer.append(rows)
+    for receipt in (writer.flush().receipt, open_writer(tmp_path, of).receipt_for(rows.keys)):
+        (one,) = receipt.stored
+        assert (one.answer, one.finish_reason, one.risk) == (
+            "answer of a, a",
+            "finish_reason of a, a",
+            None,
+        )
 
 
 def test_an_answer_that_cannot_be_read_is_not_given(tmp_path, open_writer, make_rows):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES: Final = 64 * 2**20
 # An estimate, of a cell of a text column: an object and some words.
 _TEXT_BYTES: Final = 256
-# Rows that texts and integers are read of at once: vectors of these rows come in many windows.
+# Rows that all but vectors are read of at once: vectors of these rows come in many windows.
 _SHELF_ROWS: Final = 8 * SHARD_ROWS
 # A multiple of the rows of every vector chunk that `compact` writes.
 _BLOCK_ROWS: Final = 256
@@ -36,7 +36,7 @@ _Columns = dict[str, npt.NDArray[Any]]
 
 
 class _Window(NamedTuple):
-    """shelf: rows whose texts and integers are read together. inside: those of this window."""
+    """shelf: rows that are read together but for vectors. inside: those of this window."""
 
     shelf: _Rows
     inside: _Rows
@@ -107,7 +107,7 @@ def _in_order(count: int, shelf_rows: int, window_rows: int) -> Iterator[_Window
 
 
 def _shuffled(places: Places, shelf_rows: int, window_rows: int, seed: int) -> Iterator[_Window]:
-    """Each stored chunk within one window, of vectors, or one shelf, of texts and integers.
+    """Each stored chunk within one window, of vectors, or one shelf, of all others.
 
     Segments and shards are dealt to shelves, chunks of a shelf to windows, rows of a window mixed.
     """

@@ -82,6 +82,7 @@ def _facts(store: Store) -> dict[str, Any]:
         "positions": list(store.positions),
         "hidden_size": store.layout.hidden_size,
         "vision_hidden_size": store.layout.vision_hidden_size,
+        "scores": list(store.layout.scores),
         "source_dtype": store.layout.source_dtype,
         "finish_reasons": dict(Counter(store.text("finish_reason")).most_common()),
         "contradictions": list(store.contradictions),
@@ -115,7 +116,7 @@ def _shown(name: str, value: Any) -> str:
     if name == "contradictions":
         return _contradictions(value)
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, Mapping):
         return "\n".join(f"{path}: {one}" for path, one in _leaves(value))
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 there is no such store or id (or it is damaged), 2 the com
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def _row(record: Record, image_root: Path | None) -> dict[str, Any]:
         "image_tokens": record.image_tokens,
         "answer_tokens": record.answer_tokens,
         "image_grid_thw": list(record.image_grid_thw),
+        # JSON has no NaN.
+        **{name: None if math.isnan(one) else one for name, one in record.scores.items()},
         "positions": dict(record.positions),
         "layers": list(record.layers),
         "segment": record.segment,
@@ -157,4 +160,8 @@ def _shown(value: Any) -> str:
             f"{name}: {one if isinstance(one, str) else json_text(one)}"
             for name, one in value.items()
         )
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

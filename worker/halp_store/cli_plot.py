@@ -55,7 +55,8 @@ def plot(
         str,
         typer.Option(
             metavar="NAME",
-            help="Colour the projection by this: a column of texts or integers, or metadata.NAME.",
+            help="Colour the projection by this: a column of texts, integers or scores, or "
+            "metadata.NAME.",
         ),
     ] = "finish_reason",
     rows: Annotated[

@@ -34,11 +34,12 @@ QUERY_EXAMPLES: Final = (
     "\n  halp-store query run1.zarr 'finish_reason=length'"
     "\n  halp-store query run1.zarr 'answer_tokens>5' 'answer~^(Yes|No)' --count"
     "\n  halp-store query run1.zarr 'metadata.dataset=POPE' --ids > pope.txt"
+    "\n  halp-store query run1.zarr 'mean_logprob<-1' --columns answer,mean_logprob"
     "\n\nA condition is COLUMN, one of = != < <= > >= ~ !~, and a value. ~ finds a regular "
-    "expression in the text: 'answer~(?i)yes' for any case. Integer columns compare as numbers, "
-    "texts by their characters, metadata as numbers where both sides are. A row without the "
-    "metadata meets != and !~ alone. Give each condition as an argument of its own, in quotes "
-    "for the shell."
+    "expression in the text: 'answer~(?i)yes' for any case. Integers and scores compare as "
+    "numbers, texts by their characters, metadata as numbers where both sides are. A row without "
+    "the metadata or the score meets != and !~ alone. Give each condition as an argument of its "
+    "own, in quotes for the shell."
 )
 
 # What fits a screen; programs and pipes say --limit 0.
@@ -62,7 +63,7 @@ ColumnNames = Annotated[
     typer.Option(
         "--columns",
         metavar="A,B",
-        help="Show these, after the id: columns of texts or integers, or metadata.NAME.",
+        help="Show these, after the id: columns of texts, integers or scores, or metadata.NAME.",
     ),
 ]
 
@@ -212,7 +213,7 @@ def _print_rows(
         _print_json_rows(head, (row for batch in _batches(part, shown) for row in batch))
         return
     header: list[list[str]] = [[field.name for field in shown]]
-    right = {at for at, field in enumerate(shown) if field.is_integer}
+    right = {at for at, field in enumerate(shown) if field.is_integer or field.is_score}
     ends = {at for at, field in enumerate(shown) if field.column == "image"}
     for batch in _batches(part, shown):
         rows = header + [[_cell(value) for value in row.values()] for row in batch]
@@ -235,6 +236,8 @@ def _batches(view: View, shown: Sequence[Field]) -> Iterator[list[dict[str, Any]
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return value if isinstance(value, str) else json_text(value)
 
 

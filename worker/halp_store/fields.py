@@ -1,4 +1,4 @@
-"""`Field`: a column of texts or integers, or one field of the metadata, by the name a user gives.
+"""`Field`: a column of texts or numbers, or one field of the metadata, by the name a user gives.
 
 Knows which names a store has. Refuses vector columns: those are neither listed nor compared.
 """
@@ -6,11 +6,12 @@ Knows which names a store has. Refuses vector columns: those are neither listed 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from halp_store.layout import GRID_COLUMN, TEXT_COLUMNS, Layout
+from halp_store.layout import GRID_COLUMN, SCORE_COLUMNS, TEXT_COLUMNS, Layout
 
 METADATA_COLUMN: Final = "metadata"
 _INSIDE: Final = f"{METADATA_COLUMN}."
@@ -30,13 +31,19 @@ class Field:
     key: str | None = None
 
     @property
+    def is_score(self) -> bool:
+        return self.key is None and self.column in SCORE_COLUMNS
+
+    @property
     def is_integer(self) -> bool:
-        return self.key is None and self.column not in TEXT_COLUMNS
+        return self.key is None and self.column not in (*TEXT_COLUMNS, *SCORE_COLUMNS)
 
     def values(self, columns: Mapping[str, Any]) -> list[Any]:
-        """One value a row of what `View.read` gave: str, int, list of int, or any JSON value for
-        metadata, where None stands for what is not there, and for null."""
+        """One value a row of what `View.read` gave: str, int, list of int, float, or any JSON value
+        for metadata. None stands for what is not there: also for null, and for a score of NaN."""
         column = columns[self.column]
+        if self.is_score:
+            return [None if math.isnan(one) else one for one in column.tolist()]
         if self.column != METADATA_COLUMN:
             values: list[Any] = column.tolist()
             return values
@@ -51,7 +58,7 @@ def field_of(layout: Layout, name: str) -> Field:
     """
     if name.startswith(_INSIDE) and len(name) > len(_INSIDE):
         return Field(name, METADATA_COLUMN, name.removeprefix(_INSIDE))
-    known = (*TEXT_COLUMNS, *layout.integer_columns())
+    known = (*TEXT_COLUMNS, *layout.integer_columns(), *layout.scores)
     if name in known:
         return Field(name, name)
     there = f"there are {', '.join(known)} and {_INSIDE}NAME"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from halp_store.errors import DamagedSegment, GoneSegment
-from halp_store.layout import LAYOUT_VERSION
 from halp_store.names import generation_name, generation_number
 from halp_store.segment import group_attributes
 from halp_store.storage import GENERATIONS, METADATA, Storage
@@ -22,7 +21,7 @@ SHARD_ROWS: Final = 2048
 CHUNK_ROWS: Final = 64
 """What is decompressed for one row: half a millisecond a layer."""
 TEXT_ROWS: Final = 1024
-"""Of a text or integer column, which has no shards."""
+"""Of a column of texts, integers or scores, which has no shards."""
 
 PLANS: Final = f"{GENERATIONS}/.plans"
 """Outside of what readers list: a plan is there before anything of its generation is, and goes when
@@ -56,7 +55,7 @@ class Generation:
         return generation_name(self.number)
 
 
-def attributes_of(generation: Generation, created: str) -> dict[str, Any]:
+def attributes_of(generation: Generation, created: str, layout_version: int) -> dict[str, Any]:
     """Of the group's zarr.json. Inverse of `parse_generation`."""
     recorded: list[Mapping[str, Any]] = []
     segments: list[tuple[str, str, int]] = []
@@ -65,7 +64,7 @@ def attributes_of(generation: Generation, created: str) -> dict[str, Any]:
             recorded.append(one.provenance)
         segments.append((one.name, one.created, recorded.index(one.provenance)))
     return {
-        "layout_version": LAYOUT_VERSION,
+        "layout_version": layout_version,
         "coordinates": "question_id",
         "generation": generation.number,
         "rows": generation.rows,

@@ -84,24 +84,26 @@ class GenerationWriter:
         generation = self._order.generation
         folders = [self._prefix, *(f"{self._prefix}/{name}" for name in self._documents)]
         storage.sync([*folders, GENERATIONS, ""])
-        attributes = attributes_of(generation, datetime.now(UTC).isoformat(timespec="milliseconds"))
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
+        attributes = attributes_of(generation, created, self._layout.version)
         staged = {f"{name}/{METADATA}": value for name, value in self._documents.items()}
         storage.publish(f"{self._prefix}/{METADATA}", group_document(attributes, staged))
         return True
 
     def _small_columns(self) -> Iterator[tuple[str, tuple[tuple[str, ...], npt.NDArray[Any]]]]:
-        """name -> (dims, values), of texts, integers and the coordinate `layer`."""
+        """name -> (dims, values), of texts, integers, scores and the coordinate `layer`."""
         order = self._order
         yield "layer", (("layer",), np.asarray(self._layout.layers, np.int64))
         yield ORIGIN_COLUMN, (("question",), order.origins)
         yield "question_id", (("question",), np.array(order.ids, dtype=object))
-        integers = self._layout.integer_columns()
-        names = [*(name for name in TEXT_COLUMNS if name != "question_id"), *integers]
+        integers, scores = self._layout.integer_columns(), self._layout.score_columns()
+        names = [*(name for name in TEXT_COLUMNS if name != "question_id"), *integers, *scores]
+        dtypes = {**dict.fromkeys(integers, np.int64), **dict.fromkeys(scores, np.float32)}
         together = max(1, _SMALL_CELLS // self._rows)
         for start in range(0, len(names), together):
             some = {name: integers.get(name, ((), ())) for name in names[start : start + together]}
             columns = {
-                name: np.empty((self._rows, *shape), np.int64 if name in integers else object)
+                name: np.empty((self._rows, *shape), dtypes.get(name, object))
                 for name, (_, shape) in some.items()
             }
 

@@ -222,8 +222,9 @@ def _colours(view: View, field: Field) -> Colours:
     sizes = [_number(one) for one in values]
     there = [one for one in values if one is not None]
     numeric = bool(there) and len(there) == sum(one is not None for one in sizes)
-    # Few different ones in the metadata are labels, such as 0 and 1; a count is always a size.
-    if field.is_integer or (numeric and len(set(there)) > MOST_GROUPS):
+    # Few different ones in the metadata are labels, such as 0 and 1; a count or a score is always a
+    # size.
+    if field.is_integer or (numeric and (field.is_score or len(set(there)) > MOST_GROUPS)):
         numbers = np.array([np.nan if one is None else one for one in sizes])
         return Colours(field.name, values, numbers=numbers)
     labels = ["none" if one is None else _label(one) for one in values]

@@ -28,7 +28,7 @@ from halp_store.generation import (
     parse_generation,
 )
 from halp_store.index import SegmentIndex
-from halp_store.layout import GRID_COLUMN, LAYOUT_VERSION, TEXT_COLUMNS, Layout
+from halp_store.layout import GRID_COLUMN, TEXT_COLUMNS, Layout
 from halp_store.names import group_prefix
 from halp_store.published import PublishedGroup
 from halp_store.segment import Header, group_document, parse_header, parse_json
@@ -61,7 +61,7 @@ def inspect_segment(
         yield unreadable(storage.where, name, None, error)
         return
     inspection = _SegmentInspection(storage, layout, name, segment, header)
-    attributes = {"layout_version": LAYOUT_VERSION, "coordinates": "question_id"}
+    attributes = {"layout_version": layout.version, "coordinates": "question_id"}
     yield from inspection.form(attributes)
     for column in inspection.columns:
         yield from inspection.own_metadata(column)
@@ -70,6 +70,8 @@ def inspect_segment(
         yield from inspection.texts(column, whole)
     yield from inspection.layers()
     yield from inspection.integers(whole)
+    for column in layout.scores:
+        yield from inspection.scores(column, whole)
     for column in layout.vector_columns():
         yield from inspection.vectors(column, whole)
 
@@ -99,11 +101,12 @@ def inspect_generation(
         for start in range(0, generation.rows, SHARD_ROWS)
     ]
     checks: list[Callable[[], Iterator[Problem]]] = [
-        partial(inspection.form, attributes_of(generation, inspection.created)),
+        partial(inspection.form, attributes_of(generation, inspection.created, layout.version)),
         *(partial(inspection.own_metadata, column) for column in inspection.columns),
         inspection.layers,
         *(partial(inspection.texts, column, part) for column in TEXT_COLUMNS for part in parts),
         *(partial(inspection.integers, part) for part in parts),
+        *(partial(inspection.scores, column, part) for column in layout.scores for part in parts),
         *(
             partial(inspection.vectors, column, part)
             for column in layout.vector_columns()
@@ -174,11 +177,13 @@ class _Inspection:
     @property
     def columns(self) -> dict[str, tuple[int, ...]]:
         """All arrays that there must be -> their shapes."""
-        known = {**self._layout.integer_columns(), **self._layout.vector_columns()}
         return {
             "layer": (len(self._layout.layers),),
             **dict.fromkeys(TEXT_COLUMNS, (self._count,)),
-            **{column: (self._count, *shape) for column, (_, shape) in known.items()},
+            **{
+                column: (self._count, *shape)
+                for column, (_, shape) in self._layout.number_columns().items()
+            },
         }
 
     def question_id(self, row: int) -> str | None:
@@ -273,6 +278,17 @@ class _Inspection:
 
     def _is_unknown(self, column: str, value: npt.NDArray[np.int64]) -> bool:
         return column in self._layout.unknown and bool((value == _UNKNOWN).all())
+
+    def scores(self, column: str, rows: range) -> Iterator[Problem]:
+        """NaN stands for what there is not."""
+        try:
+            values = self._read(column, rows, np.float32)
+        except _Unreadable as error:
+            yield error.problem
+            return
+        for place in np.flatnonzero(np.isinf(values)).tolist():
+            what = f"expected a number or NaN, got {values[place]}"
+            yield self._problem(ProblemKind.NOT_FINITE, column, rows[place], what)
 
     def vectors(self, column: str, rows: range) -> Iterator[Problem]:
         """Up to the first chunk of these rows that cannot be read."""

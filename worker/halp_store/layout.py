@@ -15,7 +15,7 @@ LAYOUT_VERSION: Final = 2
 """Raised when a reader of the old version could misread a store of the new one, or a writer of it
 could write into one what the new version cannot read. Version 1 had no score columns."""
 
-_READABLE: Final = (1, LAYOUT_VERSION)
+READABLE_VERSIONS: Final = (1, LAYOUT_VERSION)
 
 TEXT_COLUMNS: Final = (
     "question_id",
@@ -125,11 +125,14 @@ class Layout:
 
     @classmethod
     def from_json(cls, attributes: Mapping[str, Any]) -> Layout:
-        """Raises ValueError naming the version if it is not one that this code reads."""
+        """Raises ValueError naming the version if it is not one that this code reads, or the scores
+        where they are not those that this version may have; KeyError or TypeError for what is not
+        whole.
+        """
         found = attributes.get("layout_version")
-        if found not in _READABLE:
+        if found not in READABLE_VERSIONS:
             raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {found!r}")
-        return cls(
+        layout = cls(
             layers=tuple(attributes["layers"]),
             positions=tuple(attributes["positions"]),
             hidden_size=attributes["hidden_size"],
@@ -138,3 +141,9 @@ class Layout:
             fingerprint=attributes["fingerprint"],
             scores=tuple(attributes.get("scores", ())),
         )
+        known = tuple(name for name in SCORE_COLUMNS if name in layout.scores)
+        if layout.scores != known or layout.version != found:
+            some = f"some of {', '.join(SCORE_COLUMNS)}, in this order"
+            expected = "none" if found == 1 else some
+            raise ValueError(f"scores: expected {expected}, got {list(layout.scores)}")
+        return layout

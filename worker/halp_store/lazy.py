@@ -29,13 +29,7 @@ def to_xarray(view: View, names: Sequence[str]) -> xarray.Dataset:
         hint = "to_xarray needs xarray: pip install 'halp-stream[store]'"
         raise ImportError(hint) from error
     layout = view.layout
-    dims = {
-        name: found
-        for name, (found, _) in (
-            *layout.integer_columns().items(),
-            *layout.vector_columns().items(),
-        )
-    }
+    dims = {name: found for name, (found, _) in layout.number_columns().items()}
     data = {
         name: (("question", *dims.get(name, ())), LazilyIndexedArray(_column(view, name)))
         for name in names

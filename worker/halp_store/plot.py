@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from halp_store.geometry import BAND, SEED, Colours, Geometry, Profile, Projection
+from halp_store.layout import ANSWER_SCORES
 from halp_store.terminal import printable
 
 if TYPE_CHECKING:
@@ -267,6 +268,8 @@ def _scatter_numbers(
 def _unit(name: str) -> str:
     if name.endswith("_tokens"):
         return " (tokens)"
+    if name in ANSWER_SCORES:
+        return " (nats)"
     return " (token index)" if name.endswith("_position") else ""
 
 

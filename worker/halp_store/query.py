@@ -6,9 +6,10 @@ A condition is `COLUMN OPERATOR VALUE`; nothing in it is ever run as code.
     < <= > >=    numbers by size, texts by their characters
     ~ !~         a regular expression is found in the text (`(?i)` for any case), or is not
 
-Integer columns compare as integers and text columns as texts. A value within the metadata compares
-as a number if both sides are numbers (also written in a text, as in a CSV), or else as text: what
-is neither text nor number as its JSON. What is not there meets `!=` and `!~` alone.
+Integer columns compare as integers, scores as numbers, text columns as texts. A value within the
+metadata compares as a number if both sides are numbers (also written in a text, as in a CSV), or
+else as text: what is neither text nor number as its JSON. What is not there meets `!=` and `!~`
+alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import math
 import operator
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -138,6 +140,8 @@ def _condition(layout: Layout, text: str) -> Condition:
     sign = "~" if sign == "!~" else "=" if sign in {"!=", "=="} else sign
     if field.is_integer:
         meets = _of_integers(field, sign, value)
+    elif field.is_score:
+        meets = _of_scores(field, sign, value)
     elif sign == "~":
         meets = _of_pattern(value)
     elif field.key is None:
@@ -155,6 +159,28 @@ def _of_integers(field: Field, sign: str, value: str) -> Callable[[Any], bool]:
         raise FilterError(f"{field.name} holds integers: expected one, got {value!r}{more}")
     number, order = int(value), _ORDERS[sign]
     return lambda one: order(one, number)
+
+
+def _of_scores(field: Field, sign: str, value: str) -> Callable[[Any], bool]:
+    number = _number(value)
+    if sign not in _ORDERS or number is None:
+        more = "; give each condition as an argument of its own" if _JOINED.search(value) else ""
+        raise FilterError(
+            f"{field.name} holds numbers: expected one of {' '.join(_TO_INTEGERS)} and a number, "
+            f"got {value!r}{more}"
+        )
+    # As it is stored: 0.8 is no float32, and what is stored as 0.8 should be found by it.
+    limit, order = _as_stored(float(number)), _ORDERS[sign]
+    return lambda one: order(one, limit)
+
+
+def _as_stored(number: float) -> float:
+    """The nearest float32; beyond the largest, infinite."""
+    try:
+        found: float = struct.unpack("f", struct.pack("f", number))[0]
+    except OverflowError:
+        return math.copysign(math.inf, number)
+    return found
 
 
 def _of_texts(order: Callable[[Any, Any], bool], value: str) -> Callable[[Any], bool]:

@@ -18,6 +18,7 @@ class Record:
     image_grid_thw: patches before the merge (t, h, w).
     positions: position -> the token's index in the unpadded prompt.
     layers: what the rows of the token arrays are, L of them.
+    scores: name -> value, NaN where there is none; empty in a store without scores.
     arrays: name -> float32; `vision_only` (D,), `vision_encoder` (V,), each position (L, D).
     segment: where the row is stored.
     """
@@ -37,5 +38,6 @@ class Record:
     image_grid_thw: tuple[int, int, int]
     positions: Mapping[str, int]
     layers: tuple[int, ...]
+    scores: Mapping[str, float]
     arrays: Mapping[str, npt.NDArray[np.float32]]
     segment: str

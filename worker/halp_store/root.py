@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from halp_store.errors import LayoutVersionError, NotAStore, StoreMismatch
-from halp_store.layout import LAYOUT_VERSION, Layout
+from halp_store.layout import LAYOUT_VERSION, READABLE_VERSIONS, Layout
 from halp_store.segment import parse_json
 from halp_store.storage import METADATA, Storage
 
@@ -15,8 +15,18 @@ def read_root(storage: Storage) -> Layout:
     """Raises NotAStore or LayoutVersionError."""
     try:
         return Layout.from_json(_attributes(storage))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise NotAStore(storage.where, f"one whose attributes are not whole ({error})") from error
+
+
+def stored_scores(storage: Storage) -> tuple[str, ...] | None:
+    """Which score columns the store has; None where there is no store yet.
+
+    Raises NotAStore or LayoutVersionError.
+    """
+    if storage.read(METADATA) is None and not storage.is_foreign():
+        return None
+    return read_root(storage).scores
 
 
 def claim_root(storage: Storage, layout: Layout) -> None:
@@ -50,6 +60,6 @@ def _attributes(storage: Storage) -> dict[str, Any]:
     if not isinstance(attributes, dict) or "layout_version" not in attributes:
         raise NotAStore(storage.where, "one that halp-stream did not write")
     version = attributes["layout_version"]
-    if version != LAYOUT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise LayoutVersionError(storage.where, LAYOUT_VERSION, version)
     return attributes

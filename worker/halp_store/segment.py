@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 
 from halp_store.arrays import add_array
 from halp_store.features import FeatureBatch
-from halp_store.layout import LAYOUT_VERSION, TEXT_COLUMNS
+from halp_store.layout import LAYOUT_VERSION, READABLE_VERSIONS, TEXT_COLUMNS
 from halp_store.storage import METADATA
 
 TOMBSTONE: Final = "tombstone"
@@ -64,14 +64,13 @@ def build_segment(
     _add(group, "layer", ("layer",), np.asarray(layout.layers, np.int64))
     for column in TEXT_COLUMNS:
         _add(group, column, ("question",), np.array(features.text[column], dtype=object))
-    for column, (dims, _) in layout.integer_columns().items():
-        _add(group, column, ("question", *dims), features.integers[column])
-    for column, (dims, _) in layout.vector_columns().items():
-        _add(group, column, ("question", *dims), features.vectors[column])
+    numbers = features.numbers
+    for column, (dims, _) in layout.number_columns().items():
+        _add(group, column, ("question", *dims), numbers[column])
     staged = {key: value.to_bytes() for key, value in values.items() if key != METADATA}
     nonce = uuid.uuid4().hex
     attributes = {
-        "layout_version": LAYOUT_VERSION,
+        "layout_version": layout.version,
         # The CF attribute from which xarray learns that the ids are a coordinate.
         "coordinates": "question_id",
         "question_ids": features.text["question_id"],
@@ -95,7 +94,7 @@ def group_attributes(document: bytes) -> dict[str, Any] | None:
     if attributes.get(TOMBSTONE):
         return None
     version = attributes.get("layout_version")
-    if version != LAYOUT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {version!r}")
     return attributes
 

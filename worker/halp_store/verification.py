@@ -18,7 +18,7 @@ class ProblemKind(StrEnum):
     LAYERS = "layers"
     """The layer coordinate is not the store's."""
     NOT_FINITE = "not-finite"
-    """A vector holds a NaN or an infinity."""
+    """A vector holds a NaN or an infinity, or a score an infinity."""
     NUMBERS = "numbers"
     """A count, position or grid that cannot be."""
     METADATA = "metadata"

@@ -85,8 +85,8 @@ class View:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns: texts, integers, vectors."""
-        return (*TEXT_COLUMNS, *self.layout.integer_columns(), *self.layout.vector_columns())
+        """All columns: texts, integers, scores, vectors."""
+        return (*TEXT_COLUMNS, *self.layout.number_columns())
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -143,6 +143,14 @@ class View:
     def integers(self, name: str) -> npt.NDArray[np.int64]:
         """An integer column, (N, ...) in order of `ids`. Raises ValueError or DamagedSegment."""
         self._check_name("integer", name, tuple(self.layout.integer_columns()))
+        return self.read([name])[name]
+
+    def scores(self, name: str) -> npt.NDArray[np.float32]:
+        """A score column, (N,) float32 in order of `ids`, NaN where there is none.
+
+        Raises ValueError, also in a store without it, or DamagedSegment.
+        """
+        self._check_name("score", name, self.layout.scores)
         return self.read([name])[name]
 
     def read(
@@ -205,10 +213,11 @@ class View:
         return to_xarray(self._now(), self._names(columns))
 
     def to_dataframe(self, columns: Sequence[str] | None = None) -> pandas.DataFrame:
-        """Texts and integers as a table, index `question_id`. `metadata` stays a JSON string.
+        """Texts, integers and scores as a table, index `question_id`.
 
-        `image_grid_thw` is three columns: grid_t, grid_h, grid_w. columns: all texts and integers
-        without it but `content_hash`, which means something to the queue alone.
+        `metadata` stays a JSON string; `image_grid_thw` is three columns: grid_t, grid_h, grid_w.
+        columns: all of these without it but `content_hash`, which means something to the queue
+            alone.
         Raises ValueError, ImportError without pandas, DamagedSegment.
         """
         try:
@@ -291,7 +300,7 @@ class View:
 
     def _check_name(self, kind: str, name: str, known: tuple[str, ...]) -> None:
         if name not in known:
-            raise ValueError(f"no {kind} column {name!r}; there are {', '.join(known)}")
+            raise ValueError(f"no {kind} column {name!r}; there are {', '.join(known) or 'none'}")
 
     def _record(self, row: int) -> Record:
         return self._records(np.array([row], np.int64))[0]
@@ -314,6 +323,7 @@ class View:
                 image_grid_thw=tuple(values[GRID_COLUMN].tolist()),
                 positions={name: int(values[f"{name}_position"]) for name in self.positions},
                 layers=self.layers,
+                scores={name: float(values[name]) for name in self.layout.scores},
                 arrays={name: values[name].copy() for name in self.layout.vector_columns()},
                 segment=origin,
             )
@@ -346,12 +356,11 @@ class View:
 
     def _kind(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """dtype in memory, and the shape of one row."""
-        vectors, integers = self.layout.vector_columns(), self.layout.integer_columns()
-        if name in vectors:
-            return np.dtype(np.float32), vectors[name][1]
-        if name in integers:
-            return np.dtype(np.int64), integers[name][1]
-        return np.dtype(object), ()
+        numbers = self.layout.number_columns()
+        if name not in numbers:
+            return np.dtype(object), ()
+        is_integer = name in self.layout.integer_columns()
+        return np.dtype(np.int64 if is_integer else np.float32), numbers[name][1]
 
     def _read(
         self, names: Sequence[str], rows: Rows | None, layers: Sequence[int] | None

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from halp_store.address import storage_at
-from halp_store.answers import read_answers
+from halp_store.answers import Said, read_said, said_of
 from halp_store.buffer import RowBuffer
 from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreMismatch
 from halp_store.features import FeatureBatch, Receipt, RowKey, StoredRow, _seal_receipt
@@ -237,8 +237,8 @@ class StoreWriter:
             if self._publish(segment):
                 # Again, because another writer may have published the same id while we wrote.
                 self._index.refresh()
-                answers = {segment.name: features.text["answer"]}
-                return self._finish(self._plan(withheld), segment.name, answers)
+                said = {segment.name: said_of(features)}
+                return self._finish(self._plan(withheld), segment.name, said)
             tries += 1
         raise PublishFailed(self._storage.where, _PUBLISH_TRIES)
 
@@ -302,29 +302,33 @@ class StoreWriter:
             delete_staged(self._storage, segment.name)
 
     def _finish(
-        self, plan: _Plan, segment: str | None, answers: Mapping[str, Sequence[str]]
+        self, plan: _Plan, segment: str | None, said: Mapping[str, Sequence[Said]]
     ) -> Flush:
         self._make_durable(plan.stored)
-        receipt = _seal_receipt(self._stored(plan.stored, answers)) if plan.stored else None
+        receipt = _seal_receipt(self._stored(plan.stored, said)) if plan.stored else None
         self._buffer = RowBuffer()
         return Flush(receipt, tuple(plan.conflicts), segment, tuple(plan.withheld))
 
     def _stored(
-        self, keys: Sequence[RowKey], answers: Mapping[str, Sequence[str]]
+        self, keys: Sequence[RowKey], said: Mapping[str, Sequence[Said]]
     ) -> tuple[StoredRow, ...]:
-        """Where these rows are by now, and their answers. answers: of segments at hand, by row;
-        those of others are read."""
+        """Where these rows are by now, and what is told of them. said: of segments at hand, by row;
+        that of others is read."""
         places = {key: place for key in keys if (place := self._index.find(key.question_id))}
-        elsewhere = [one for one in places.values() if one.segment not in answers]
+        elsewhere = [one for one in places.values() if one.segment not in said]
         read = dict(
-            zip(elsewhere, read_answers(self._storage, self._index, elsewhere), strict=True)
+            zip(
+                elsewhere,
+                read_said(self._storage, self.layout, self._index, elsewhere),
+                strict=True,
+            )
         )
         return tuple(
             StoredRow(
                 key,
                 place.segment,
                 place.row,
-                read[place] if place in read else answers[place.segment][place.row],
+                *(read[place] if place in read else said[place.segment][place.row]),
             )
             for key, place in places.items()
         )

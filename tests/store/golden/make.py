@@ -8,6 +8,7 @@ Refuses to write over what is there: a golden store that is made anew proves not
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from halp_store.compaction import compact
 from halp_store.features import FeatureBatch
 from halp_store.fence import fence_segment
-from halp_store.layout import LAYOUT_VERSION, TEXT_COLUMNS, Layout
+from halp_store.layout import LAYOUT_VERSION, SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.pruning import prune
 from halp_store.root import claim_root
@@ -33,6 +34,7 @@ LAYOUT: Final = Layout(
     vision_hidden_size=3,
     source_dtype="bfloat16",
     fingerprint={"model": {"id": "Qwen/Qwen2.5-VL-7B-Instruct", "revision": "abc"}, "greedy": True},
+    scores=SCORE_COLUMNS,
 )
 ANSWERS: Final = ("Yes.", "", "No, there is none.\n", "🦓 e\u0301", "nul \0 inside", "x" * 300)
 SEGMENTS: Final = (
@@ -41,13 +43,18 @@ SEGMENTS: Final = (
     ("host-1-" + "c" * 32, ("question_comb_4",)),
 )
 """The id that is there twice has the same content, as after a redelivery."""
+ABSTAINED: Final = ("question_comb_10", "zoë")
+"""Nothing was generated: there is no mean_logprob."""
 
 
 def make_rows(ids: Sequence[str]) -> FeatureBatch:
     draws = [np.random.default_rng([1, *one.encode()]) for one in ids]
     text = {name: tuple(f"{name} of {one}" for one in ids) for name in TEXT_COLUMNS} | {
         "question_id": tuple(ids),
-        "answer": tuple(ANSWERS[len(one) % len(ANSWERS)] for one in ids),
+        "answer": tuple(
+            "" if one in ABSTAINED else ANSWERS[len(one) % len(ANSWERS)] for one in ids
+        ),
+        "finish_reason": tuple("abstained" if one in ABSTAINED else "stop" for one in ids),
         "metadata": tuple(json.dumps({"dataset": "POPE", "difficulty": len(one)}) for one in ids),
     }
     integers = {
@@ -59,7 +66,12 @@ def make_rows(ids: Sequence[str]) -> FeatureBatch:
         drawn = np.array([draw.standard_normal(shape) for draw in draws], np.float32)
         drawn.view(np.uint32)[...] &= 0xFFFF0000  # what bfloat16 holds
         vectors[name] = drawn
-    return FeatureBatch(LAYOUT, text, integers, vectors)
+    scores = {
+        name: np.array([draw.random() for draw in draws], np.float32) for name in LAYOUT.scores
+    }
+    scores["mean_logprob"] *= -3
+    scores["mean_logprob"][[one in ABSTAINED for one in ids]] = np.nan
+    return FeatureBatch(LAYOUT, text, integers, vectors, scores)
 
 
 def publish(storage: LocalStorage, name: str, ids: Sequence[str]) -> None:
@@ -73,8 +85,10 @@ def publish(storage: LocalStorage, name: str, ids: Sequence[str]) -> None:
 
 def columns(ids: Sequence[str]) -> dict[str, object]:
     rows = make_rows(ids)
-    numbers = {**rows.integers, **rows.vectors}
-    return {**rows.text, **{name: values.tolist() for name, values in numbers.items()}}
+    numbers = {name: values.tolist() for name, values in rows.numbers.items()}
+    for name in rows.scores:  # JSON has no NaN
+        numbers[name] = [None if math.isnan(one) else one for one in numbers[name]]
+    return {**rows.text, **numbers}
 
 
 def main() -> None:
@@ -97,7 +111,8 @@ def main() -> None:
     ids = sorted({one for _, some in SEGMENTS for one in some})
     later = sorted([*ids, "question_comb_5", "question_comb_6"])
     stores = {"segments": columns(ids), "compacted": columns(later)}
-    target.write_text(json.dumps({"layout": LAYOUT.to_json(), "stores": stores}, indent=1))
+    document = {"layout": LAYOUT.to_json(), "stores": stores}
+    target.write_text(json.dumps(document, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

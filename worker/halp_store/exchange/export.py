@@ -101,7 +101,7 @@ def _prepared(
     if form is Format.SAFETENSORS:
         from halp_store.exchange.export_safetensors import write_safetensors
 
-        numbers = (*store.layout.integer_columns(), *store.layout.vector_columns())
+        numbers = tuple(store.layout.number_columns())
         return _with_ids(selection.of(store, numbers)), write_safetensors
     chosen = _with_ids(selection.of(store, store.columns))
     if form is Format.PARQUET:

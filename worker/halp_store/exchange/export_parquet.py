@@ -1,6 +1,6 @@
-"""Parquet: a row per question, a column per text, integer and vector, each layer its own column.
+"""Parquet: a row per question, a column per text, integer, score and vector.
 
-A vector is a fixed-size list of float32. Each batch is a row group.
+Each layer is its own column. A vector is a fixed-size list of float32. Each batch is a row group.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from halp_store.exchange.export import Progress
 from halp_store.exchange.selection import Chosen
 from halp_store.exchange.unfinished import MARK
+
+_KINDS: Final = {"O": pa.string(), "i": pa.int64(), "f": pa.float32()}
 
 
 def write_parquet(
@@ -48,7 +50,7 @@ def write_parquet(
 def _schema(chosen: Chosen) -> pa.Schema:
     fields: list[tuple[str, Any]] = []
     for name in chosen.columns:
-        kind = {"O": pa.string(), "i": pa.int64(), "f": pa.float32()}[chosen.dtype(name).kind]
+        kind = _KINDS[chosen.dtype(name).kind]
         if "layer" in chosen.dims(name):
             hidden = pa.list_(kind, chosen.shape(name)[-1])
             fields += [(_of_layer(name, layer), hidden) for layer in chosen.layers]
@@ -61,7 +63,7 @@ def _schema(chosen: Chosen) -> pa.Schema:
 def _arrays(name: str, chosen: Chosen, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[pa.Array]:
     values = batch[name]
     if not chosen.shape(name):
-        yield pa.array(values, pa.string() if name in chosen.text else pa.int64())
+        yield pa.array(values, _KINDS[chosen.dtype(name).kind])
     elif "layer" in chosen.dims(name):
         for number in range(len(chosen.layers)):
             yield _lists(values[:, number])

@@ -1,4 +1,4 @@
-"""safetensors: a tensor per integer and vector column; ids and texts in the metadata.
+"""safetensors: a tensor per integer, score and vector column; ids and texts in the metadata.
 
 The format is a length, a JSON header and the raw values (huggingface/safetensors, "Format"), so it
 is written here, tensor after tensor: the library would want all of them in memory.

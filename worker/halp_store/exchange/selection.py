@@ -81,7 +81,7 @@ class Chosen:
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The integer and the vector columns."""
+        """The columns of integers, scores and vectors."""
         return tuple(name for name in self.columns if name not in TEXT_COLUMNS)
 
     @property
@@ -136,8 +136,7 @@ class Chosen:
 
     def _described(self, column: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
         layout = self.view.layout
-        known = {**layout.integer_columns(), **layout.vector_columns()}
-        return known.get(column, ((), ()))
+        return layout.number_columns().get(column, ((), ()))
 
 
 def _once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
