@@ -183,10 +183,10 @@ def test_stored_questions_are_listed_with_their_pictures(page):
 
 
 def test_questions_are_searched_and_filtered(page):
-    """By text, by agreement, by conditions that can be taken off again."""
+    """By text, by verdict, by conditions that can be taken off again."""
     page.open("#/questions")
     page.shows("#found", "of 61")
-    page.click("input[value=differs]")
+    page.click("input[name=verdict][value=wrong]")
     page.shows("#found", "1–7 of 7 found")
     page.type("#where", "metadata.kind=even\n")
     page.shows("#found", "1–6 of 6 found")
@@ -207,7 +207,7 @@ def test_a_question_is_shown_with_all_that_is_stored_of_it(page):
     page.shows("#question", "Is there a kettle, 0?")
     page.wait_until(lambda: page.js("document.querySelector('#question img')?.naturalWidth"))
     shown = page.text("#question")
-    for words in ("differs", "Yes.", "kind", "query_token", "layer 3", "['q00']", "halp-store get"):
+    for words in ("wrong", "Yes.", "kind", "query_token", "layer 3", "['q00']", "halp-store get"):
         assert words in shown
     page.type("#question .close", "\ue014")  # the right arrow key
     page.shows("#question", "Is there a kettle, 1?")
@@ -217,7 +217,7 @@ def test_a_question_is_shown_with_all_that_is_stored_of_it(page):
 
 def test_hostile_texts_stay_text(page):
     """In the list and in the detail: nothing runs, nothing is loaded, and the page says it."""
-    page.open("#/questions?agreement=differs")
+    page.open("#/questions?verdict=wrong")
     page.shows("#list", HOSTILE[0])
     page.click("#list tr a")
     page.shows("#question h2", HOSTILE[0])

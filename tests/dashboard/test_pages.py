@@ -45,14 +45,15 @@ def test_a_page_of_questions_is_fifty_rows_in_order_of_id(site):
     assert [one["question_id"] for one in answer["rows"]] == ids[50:100]
     assert (answer["total"], answer["searched"], answer["of"]) == (129, 129, 129)
     assert set(answer["rows"][0]) == {
-        *("question_id", "question_text", "ground_truth", "answer", "image", "agreement"),
+        *("question_id", "question_text", "ground_truth", "answer", "image", "verdict"),
+        *("rule", "note"),
     }
 
 
-def test_questions_are_found_by_text_agreement_and_condition(site):
+def test_questions_are_found_by_text_verdict_and_condition(site):
     """Each alone; tests of `Search` have the rest."""
     assert site.ids(text="q01") == [f"q{number:03d}" for number in range(10, 20)]
-    assert site.ids(agreement="differs") == ["lost"]
+    assert site.ids(verdict="wrong") == ["lost"]
     assert len(site.ids(where="metadata.kind=existence")) == 50
     assert site.ids(where="metadata.kind=colour") == []
 
@@ -62,7 +63,8 @@ def test_a_question_is_found_by_its_id_whatever_it_holds(site, question_id):
     """It travels as a parameter, since no path survives `..`."""
     one = site.get("/api/question", {"id": question_id}).json
     assert one["question_id"] == question_id
-    assert one["agreement"] == "matches"
+    assert one["verdict"] == "right"
+    assert one["rule"]
     assert one["metadata"] == {"kind": "existence"}
     assert one["arrays"]["query_token"]["shape"] == [3, 8]
     assert one["arrays"]["query_token"]["norms"] == pytest.approx([8**0.5 / 2] * 3)
@@ -96,7 +98,7 @@ def test_a_picture_outside_the_root_is_refused(site):
         ("/api/picture", {"id": "/etc/passwd"}, 404, "no row for question id"),
         ("/api/picture", {"id": "q001", "size": "../x"}, 400, "thumbnail, large"),
         ("/api/questions", {"offset": "-1"}, 400, "whole number"),
-        ("/api/questions", {"agreement": "maybe"}, 400, "matches or differs"),
+        ("/api/questions", {"verdict": "maybe"}, 400, "right or wrong or abstained"),
         ("/api/questions", {"where": "nothing=1"}, 400, "no column"),
         ("/api/questions", {"where": "answer~x"}, 400, "no regular expressions"),
         ("/static/../pages.py", {}, 404, ""),

@@ -1,7 +1,8 @@
-"""`Search`: rows by text, agreement and conditions, within a time, and honest about it."""
+"""`Search`: rows by text, verdict and conditions, within a time, and honest about it."""
 
 import pytest
 
+from halp_probe.judging.verdict import Label
 from halp_store.query import FilterError
 from halp_store.reader import open_store
 from halp_worker.dashboard import search as search_module
@@ -48,11 +49,11 @@ def test_a_text_is_found_in_id_question_truth_and_answer_in_any_case(view):
     assert found(view, text="yes") == [f"q{number:05d}" for number in range(0, 40, 3)]
 
 
-def test_agreement_and_conditions_hold_together(view):
+def test_verdict_and_conditions_hold_together(view):
     """The conditions are those of `halp-store query`."""
     conditions = ("metadata.kind=odd", "answer_tokens>5")
     expected = [f"q{number:05d}" for number in range(40) if number % 2 and number % 3 == 0]
-    assert found(view, agreement="differs", conditions=conditions) == expected
+    assert found(view, verdict=Label.WRONG, conditions=conditions) == expected
 
 
 @pytest.mark.parametrize("condition", ["answer~(a+)+$", "answer !~ x", "nothing=1", "answer"])

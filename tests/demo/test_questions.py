@@ -11,8 +11,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from halp_probe.judging.judges import judge_auto
+from halp_probe.judging.verdict import Label, Question
 from halp_producer.job import parse
-from halp_worker.demo.comparison import is_right
 from halp_worker.demo.world.dataset import entries, write_dataset
 from halp_worker.demo.world.questions import ANSWERS, QUESTION_KINDS
 from halp_worker.demo.world.scene import COLOURS, SHAPE_KINDS
@@ -132,10 +133,12 @@ def test_the_command_writes_the_data_set_that_the_function_does(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("answer", "truth", "right"),
-    [("Yes.", "yes", True), (" left", "Left", True), ("no", "yes", False), ("", "yes", False)],
-)
-def test_case_and_stops_do_not_make_an_answer_wrong(answer, truth, right):
-    """The same words are."""
-    assert is_right(answer, truth) is right
+def test_the_judge_of_the_demo_knows_every_answer_of_every_kind(asked):
+    """Right where it is the truth, in any case and with a stop, and wrong where it is another."""
+    for kind in QUESTION_KINDS:
+        question = next(one for _, one in asked if one.kind == kind)
+        for said in ANSWERS[kind]:
+            for shown in (said, f" {said.title()}.\n"):
+                verdict = judge_auto(Question("q", question.text, question.answer, shown))
+                expected = Label.RIGHT if said == question.answer else Label.WRONG
+                assert verdict.label is expected, verdict

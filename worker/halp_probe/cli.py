@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import typer
 
+from halp_probe import (
+    cli_label,
+    cli_labels,
+)
+
 app = typer.Typer(
     name="halp-probe",
     help="Say which answers are wrong, and predict it from hidden states.",
@@ -15,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command(epilog=cli_label.EXAMPLES)(cli_label.label)
+app.command(epilog=cli_labels.LABELS_EXAMPLES)(cli_labels.labels)
+app.command(epilog=cli_labels.AGREEMENT_EXAMPLES)(cli_labels.agreement)
 
 
 def main() -> None:

@@ -25,12 +25,15 @@ from halp_probe.representation import (
     Representations,
     UnknownRepresentation,
     name_of,
+    representations_of,
     sizes_of,
 )
 from halp_store.layout import Layout
 
 FORMAT_VERSION: Final = 1
 _KEY: Final = "halp_probe"
+_CHECKSUM: Final = "sha256"
+"""Of all the rest: safetensors has none, and a weight with another bit is a weight."""
 _MOST_BYTES: Final = 1 << 30
 """Of a probe file: some hundred times the largest that is written here."""
 _CHANGES_NO_STATE: Final = ("generation", "probe")
@@ -61,20 +64,15 @@ class Probe:
 
     def to_bytes(self) -> bytes:
         """What `save_probe` writes; the same probe gives the same bytes."""
-        network = self.network
-        tensors: dict[str, Any] = {"mean": network.mean, "scale": network.scale}
-        pairs = zip(network.weights, network.biases, strict=True)
-        for number, (weight, bias) in enumerate(pairs):
-            tensors |= {f"weight.{number}": weight, f"bias.{number}": bias}
         described = {
             "format_version": FORMAT_VERSION,
             "parts": [str(one) for one in self.parts],
             "identity": dict(self.identity),
             "about": dict(self.about),
         }
-        text = json.dumps(described, ensure_ascii=False, sort_keys=True)
-        whole = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-        return bytes(save(whole, metadata={_KEY: text}))
+        tensors = _tensors(self.network)
+        text = json.dumps({**described, _CHECKSUM: _checksum(described, tensors)}, sort_keys=True)
+        return bytes(save(tensors, metadata={_KEY: text}))
 
     @property
     def digest(self) -> str:
@@ -113,6 +111,11 @@ def check_fits(probe: Probe, layout: Layout, where: str) -> None:
             "\n".join([f"{where}: is a probe of another model or layout; these differ:", *lines])
             + "\nfit one on a store of this configuration: halp-probe fit STORE --save FILE"
         )
+    there = representations_of(layout)
+    if lacking := [str(one) for one in probe.parts if one not in there]:
+        raise BadProbe(
+            f"{where}: reads {', '.join(lacking)}; here are {', '.join(map(str, there))}"
+        )
     sizes = sizes_of(layout, probe.parts)
     if sum(sizes) != len(probe.network.mean):
         raise BadProbe(
@@ -142,6 +145,9 @@ def parse_probe(data: bytes, where: str) -> Probe:
         version = described["format_version"]
         if version != FORMAT_VERSION:
             raise BadProbe(f"{where}: expected probe format {FORMAT_VERSION}, got {version!r}")
+        expected = _checksum({k: v for k, v in described.items() if k != _CHECKSUM}, tensors)
+        if described[_CHECKSUM] != expected:
+            raise BadProbe(f"{where}: is damaged: its checksum is not that of what it holds")
         count = sum(name.startswith("weight.") for name in tensors)
         probe = Probe(
             parts=tuple(Representation.parse(one) for one in described["parts"]),
@@ -163,13 +169,35 @@ def parse_probe(data: bytes, where: str) -> Probe:
         raise BadProbe(
             f"{where}: is no probe: expected what `halp-probe fit --save` wrote ({e})"
         ) from e
-    _check_shapes(probe, where)
+    _check_shapes(probe, set(tensors), where)
     return probe
 
 
-def _check_shapes(probe: Probe, where: str) -> None:
+def _tensors(network: Network) -> dict[str, Floats]:
+    """Under their names in the file."""
+    found = {"mean": network.mean, "scale": network.scale}
+    pairs = zip(network.weights, network.biases, strict=True)
+    for number, (weight, bias) in enumerate(pairs):
+        found |= {f"weight.{number}": weight, f"bias.{number}": bias}
+    return {name: np.ascontiguousarray(values) for name, values in found.items()}
+
+
+def _checksum(described: Mapping[str, Any], tensors: Mapping[str, Floats]) -> str:
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = tensors[name]
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _check_shapes(probe: Probe, names: set[str], where: str) -> None:
     network = probe.network
-    width = len(network.mean)
+    if not probe.parts or not isinstance(probe.about, dict):
+        raise BadProbe(
+            f"{where}: expected what the probe reads, and an object that says what it is"
+        )
+    width = network.mean.size
     arrays: list[tuple[str, Floats, tuple[int, ...]]] = [
         ("mean", network.mean, (width,)),
         ("scale", network.scale, (width,)),
@@ -190,6 +218,10 @@ def _check_shapes(probe: Probe, where: str) -> None:
             raise BadProbe(f"{where}: {name}: has values that are not finite, or scales of 0")
     if width != 1 or not network.weights or not isinstance(probe.identity, dict):
         raise BadProbe(f"{where}: expected linear layers down to one output, got {width}")
+    if set(_tensors(network)) != names:
+        raise BadProbe(
+            f"{where}: expected tensors {sorted(_tensors(network))}, got {sorted(names)}"
+        )
 
 
 def _shown(value: Any) -> str:

@@ -54,6 +54,7 @@ class Entry:
         aurc: area under the risk-coverage curve, lower is better.
     by_kind, by_source: the same predictions, part by part.
     risk: (S, N) float32, out-of-fold, in the order of the evaluation's ids. Not in the JSON.
+    ranks: likewise: what put rows in order for auroc, auprc and aurc; None where the risk did.
     """
 
     name: str
@@ -67,6 +68,12 @@ class Entry:
     by_source: Mapping[str, Part]
     risk: npt.NDArray[np.float32]
     note: str = ""
+    ranks: npt.NDArray[np.float32] | None = None
+
+    @property
+    def order(self) -> npt.NDArray[np.float32]:
+        """(S, N): the ranks, or else the risk."""
+        return self.risk if self.ranks is None else self.ranks
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         if isinstance(value, Interval)
         else value
         for name, value in vars(entry).items()
-        if name != "risk"
+        if name not in {"risk", "ranks"}
     }
 
 

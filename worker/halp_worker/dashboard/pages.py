@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from halp_probe.judging.verdict import Label
 from halp_producer.letters import DeadLetter
 from halp_producer.look import Look
 from halp_producer.wording import progress_text, state_text
@@ -25,7 +26,6 @@ from halp_store.errors import DamagedSegment, StoreError, UnknownQuestion
 from halp_store.fields import UnknownField
 from halp_store.query import FilterError
 from halp_store.view import View
-from halp_worker.dashboard.agreement import Agreement
 from halp_worker.dashboard.catalogue import Catalogue
 from halp_worker.dashboard.fleet import Fleet
 from halp_worker.dashboard.guard import Guard
@@ -156,7 +156,7 @@ class _Api:
         wanted = Wanted(
             text=asked.get("text", "").strip(),
             conditions=tuple(one for one in asked.getlist("where") if one.strip()),
-            agreement=_agreement(asked.get("agreement", "")),
+            verdict=_verdict(asked.get("verdict", "")),
         )
         if wanted.is_everything:
             # No list of all ids is made, and nothing is read but the rows of the page.
@@ -240,8 +240,7 @@ def _whole_number(text: str, name: str) -> int:
     return int(text)
 
 
-def _agreement(text: str) -> Agreement | None:
-    if text and text not in get_args(Agreement):
-        kinds = " or ".join(get_args(Agreement))
-        raise _Refused(400, f"agreement: expected {kinds}, got {text!r}")
-    return cast("Agreement", text) if text else None
+def _verdict(text: str) -> Label | None:
+    if text and text not in list(Label):
+        raise _Refused(400, f"verdict: expected {' or '.join(Label)}, got {text!r}")
+    return Label(text) if text else None

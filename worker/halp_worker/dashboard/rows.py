@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from halp_probe.judging.judges import judge_auto
+from halp_probe.judging.verdict import Question
 from halp_store.layout import COUNT_COLUMNS
 from halp_store.record import Record
 from halp_store.view import View
-from halp_worker.dashboard.agreement import agreement
 
 _LISTED: Final = ("question_text", "ground_truth", "answer", "image")
 
@@ -24,12 +25,16 @@ def listed(view: View, ids: Sequence[str]) -> list[dict[str, Any]]:
     """A few fields of each. Raises DamagedSegment, or UnknownQuestion."""
     if not ids:
         return []
-    columns = {name: column.tolist() for name, column in view[list(ids)].read(_LISTED).items()}
+    wanted = (*_LISTED, "finish_reason")
+    columns = {name: column.tolist() for name, column in view[list(ids)].read(wanted).items()}
     return [
         {
             "question_id": question_id,
             **{name: _cut(columns[name][row]) for name in _LISTED},
-            "agreement": agreement(columns["ground_truth"][row], columns["answer"][row]),
+            **_judged(
+                question_id,
+                *(columns[name][row] for name in (*_LISTED[:3], "finish_reason")),
+            ),
         }
         for row, question_id in enumerate(ids)
     ]
@@ -43,7 +48,13 @@ def whole(view: View, record: Record) -> dict[str, Any]:
         "question_text": record.question_text,
         "ground_truth": record.ground_truth,
         "answer": record.answer,
-        "agreement": agreement(record.ground_truth, record.answer),
+        **_judged(
+            record.question_id,
+            record.question_text,
+            record.ground_truth,
+            record.answer,
+            record.finish_reason,
+        ),
         "finish_reason": record.finish_reason,
         "metadata": dict(record.metadata),
         "image": record.image,
@@ -76,6 +87,12 @@ def about(view: View) -> dict[str, Any]:
             *("answer", "ground_truth", "finish_reason", "image", "metadata."),
         ],
     }
+
+
+def _judged(*texts: str) -> dict[str, str]:
+    """By the judge `auto`, as `halp-probe label` has it. texts: in the order of `Question`."""
+    said = judge_auto(Question(*texts))
+    return {"verdict": said.label, "rule": said.rule, "note": said.note}
 
 
 def _norms(values: Any) -> list[float | None]:

@@ -17,13 +17,16 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
+from halp_probe.judging.judges import judge_auto
+from halp_probe.judging.verdict import Label, Question
 from halp_store.fields import columns_of
 from halp_store.query import FilterError, Query
 from halp_store.view import View
-from halp_worker.dashboard.agreement import Agreement, agreement
 
 TEXTS: Final = ("question_text", "ground_truth", "answer")
 """Where a text is looked for, besides the id."""
+
+_FINISH: Final = "finish_reason"
 
 LOOK_S: Final = 2.0
 """Longer than a person waits without a word."""
@@ -43,11 +46,14 @@ class SearchBusy(Exception):  # noqa: N818 - named for what it says
 
 @dataclass(frozen=True)
 class Wanted:
-    """text: found in id, question, truth or answer, in any case. conditions: as in `Query`."""
+    """text: found in id, question, truth or answer, in any case. conditions: as in `Query`.
+
+    verdict: of the judge `auto`.
+    """
 
     text: str = ""
     conditions: tuple[str, ...] = ()
-    agreement: Agreement | None = None
+    verdict: Label | None = None
 
     @property
     def is_everything(self) -> bool:
@@ -111,7 +117,8 @@ class Search:
     @cached_property
     def _columns(self) -> list[str]:
         conditions = columns_of([one.field for one in self._query.conditions])
-        return list(dict.fromkeys([*TEXTS, *conditions]))
+        judged = () if self._wanted.verdict is None else (_FINISH,)
+        return list(dict.fromkeys([*TEXTS, *judged, *conditions]))
 
     def _matching(self, columns: _Columns) -> list[str]:
         ids = columns["question_id"].tolist()
@@ -120,12 +127,17 @@ class Search:
         if text := self._text:
             places = zip(ids, questions, truths, answers, strict=True)
             keep = [any(text in one.casefold() for one in row) for row in places]
-        if kind := self._wanted.agreement:
-            pairs = zip(keep, truths, answers, strict=True)
-            keep = [kept and agreement(truth, given) == kind for kept, truth, given in pairs]
         for condition in self._query.conditions:
             values = condition.field.values(columns)
             keep = [kept and condition(one) for kept, one in zip(keep, values, strict=True)]
+        if wanted := self._wanted.verdict:
+            # Last: it costs more than all the others.
+            ends = columns[_FINISH].tolist()
+            rows = map(Question, ids, questions, truths, answers, ends)
+            keep = [
+                kept and judge_auto(one).label is wanted
+                for kept, one in zip(keep, rows, strict=True)
+            ]
         return [one for one, kept in zip(ids, keep, strict=True) if kept]
 
 

@@ -1,17 +1,24 @@
-"""`judge`: the rows of a store as answers that are right or wrong, and a table of some of them."""
+"""`judge`: the rows of a store as answers that are right or wrong, and a table of some of them.
+
+Who says so is `halp-probe`'s judge `auto`: the demo has no rule of its own.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 from rich.markup import escape
 from rich.table import Table
 
+from halp_probe.judging import verdict as judging
+from halp_probe.judging.judges import judge_auto
 from halp_store.reader import Store
-from halp_worker.demo.comparison import is_right
+
+_COLOURS: Final = {judging.Label.RIGHT: "green", judging.Label.WRONG: "red"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,19 @@ class Verdict:
     truth: str
     image: str
 
+    @cached_property
+    def label(self) -> judging.Label:
+        """Right or wrong; another where the judge cannot say."""
+        asked = judging.Question(self.question_id, self.question, self.truth, self.answer)
+        return judge_auto(asked).label
+
     @property
     def right(self) -> bool:
-        """Whether the answer is the truth."""
-        return is_right(self.answer, self.truth)
+        return self.label is judging.Label.RIGHT
+
+    @property
+    def wrong(self) -> bool:
+        return self.label is judging.Label.WRONG
 
 
 def judge(store: Store) -> tuple[Verdict, ...]:
@@ -50,8 +66,9 @@ def some(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
     """The first right and the first wrong one of each kind, where there are such."""
     chosen: dict[tuple[str, bool], Verdict] = {}
     for one in verdicts:
-        chosen.setdefault((one.kind, one.right), one)
-    return tuple(chosen[key] for key in sorted(chosen, key=lambda key: (key[0], not key[1])))
+        if one.right or one.wrong:
+            chosen.setdefault((one.kind, one.wrong), one)
+    return tuple(chosen[key] for key in sorted(chosen))
 
 
 def answer_table(verdicts: Sequence[Verdict], images: Path) -> Table:
@@ -60,38 +77,37 @@ def answer_table(verdicts: Sequence[Verdict], images: Path) -> Table:
     table.add_column("question", ratio=1)
     for name, width in (("answer", 8), ("truth", 8)):
         table.add_column(name, no_wrap=True, overflow="ellipsis", width=width)
-    table.add_column("", width=5)
+    table.add_column("", width=9)
     table.add_column("picture", no_wrap=True, width=max(len(_shown(images, v)) for v in verdicts))
     for one in verdicts:
         table.add_row(
             escape(one.question),
             escape(one.answer),
             escape(one.truth),
-            "[green]right[/]" if one.right else "[red]wrong[/]",
+            f"[{_COLOURS.get(one.label, 'yellow')}]{one.label}[/]",
             escape(_shown(images, one)),
         )
     return table
 
 
 def accuracy_table(verdicts: Sequence[Verdict]) -> Table:
-    """Questions, and how many are answered right and wrong, by kind and over all."""
+    """Questions, and how many are answered right and wrong, by kind and over all. The rate is of
+    those that were judged."""
     table = Table()
     table.add_column("kind of question")
     for name in ("questions", "right", "wrong", "hallucination rate"):
         table.add_column(name, justify="right")
-    counts = Counter((one.kind, one.right) for one in verdicts)
-    kinds = sorted({one.kind for one in verdicts})
-    for kind in kinds:
-        _add(table, kind, counts[kind, True], counts[kind, False])
+    for kind in sorted({one.kind for one in verdicts}):
+        _add(table, kind, [one for one in verdicts if one.kind == kind])
     table.add_section()
-    right = sum(one.right for one in verdicts)
-    _add(table, "all", right, len(verdicts) - right)
+    _add(table, "all", verdicts)
     return table
 
 
-def _add(table: Table, name: str, right: int, wrong: int) -> None:
-    rate = f"{wrong / (right + wrong):.0%}"
-    table.add_row(escape(name), str(right + wrong), str(right), str(wrong), rate)
+def _add(table: Table, name: str, of: Sequence[Verdict]) -> None:
+    right, wrong = sum(one.right for one in of), sum(one.wrong for one in of)
+    rate = f"{wrong / (right + wrong):.0%}" if right + wrong else "–"
+    table.add_row(escape(name), str(len(of)), str(right), str(wrong), rate)
 
 
 def _shown(images: Path, verdict: Verdict) -> str:

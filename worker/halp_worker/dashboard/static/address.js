@@ -1,13 +1,13 @@
 // Where in the page one is, kept behind the # of the address: it can be sent, and Back works.
 
-/** { view, text, agreement, where: [], offset, id } */
+/** { view, text, verdict, where: [], offset, id } */
 export function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);
   const params = new URLSearchParams(query);
   return {
     view: path === "questions" ? "questions" : "fleet",
     text: params.get("text") ?? "",
-    agreement: params.get("agreement") ?? "",
+    verdict: params.get("verdict") ?? "",
     where: params.getAll("where"),
     offset: Math.max(0, Number.parseInt(params.get("offset") ?? "0", 10) || 0),
     id: params.get("id"),
@@ -23,10 +23,10 @@ export function href(place) {
 }
 
 /** What a search is asked with, without the page of it. */
-export function asked({ text, agreement, where }) {
+export function asked({ text, verdict, where }) {
   const params = new URLSearchParams();
   if (text) params.append("text", text);
-  if (agreement) params.append("agreement", agreement);
+  if (verdict) params.append("verdict", verdict);
   for (const one of where ?? []) params.append("where", one);
   return params;
 }

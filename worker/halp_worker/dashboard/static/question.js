@@ -1,12 +1,12 @@
 // One question, with everything that is stored of it but the vectors themselves.
 
 import * as address from "./address.js";
-import { badge } from "./agreement.js";
 import { get } from "./api.js";
 import { byId, el } from "./dom.js";
 import { normsChart } from "./norms.js";
 import { picture } from "./picture.js";
 import { pageIds } from "./questions.js";
+import { badge } from "./verdict.js";
 import { count, norm, tokens } from "./words.js";
 
 const dialog = byId("question");
@@ -59,7 +59,7 @@ function body(one) {
       el("div", {},
         el("div", { class: "pair" },
           el("div", {}, el("h3", {}, "Truth"), el("p", { class: "said", dir: "auto" }, one.ground_truth || "–")),
-          el("div", {}, el("h3", {}, "Answer ", badge(one.agreement)), el("p", { class: "said", dir: "auto" }, one.answer || "–"))),
+          el("div", {}, el("h3", {}, "Answer ", badge(one)), el("p", { class: "said", dir: "auto" }, one.answer || "–"))),
         facts(one),
         Object.keys(one.metadata).length ? el("h3", {}, "Metadata") : null,
         table(Object.entries(one.metadata).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)])))),

@@ -1,10 +1,10 @@
 // The list of stored questions: searched, filtered, a page at a time; new rows come by themselves.
 
 import * as address from "./address.js";
-import { badge } from "./agreement.js";
 import { get } from "./api.js";
 import { byId, each, el, say } from "./dom.js";
 import { picture } from "./picture.js";
+import { badge } from "./verdict.js";
 import { count } from "./words.js";
 
 const NEW_ROWS_MS = 2000;
@@ -23,7 +23,7 @@ export function showQuestions(wanted) {
   const same = before && address.href({ ...before, id: null }) === address.href({ ...wanted, id: null });
   if (same && loadedAt) return;
   byId("text").value = wanted.text;
-  for (const one of document.getElementsByName("agreement")) one.checked = one.value === wanted.agreement;
+  for (const one of document.getElementsByName("verdict")) one.checked = one.value === wanted.verdict;
   conditions();
   load();
 }
@@ -83,7 +83,7 @@ function nothing(error) {
   say(none, error.message);
 }
 
-const isFiltered = () => Boolean(place.text || place.agreement || place.where.length);
+const isFiltered = () => Boolean(place.text || place.verdict || place.where.length);
 const link = (id) => address.href({ ...place, id });
 
 function row(one) {
@@ -98,7 +98,7 @@ function row(one) {
       el("small", { class: "id", dir: "auto" }, one.question_id)),
     el("td", { "data-label": "Truth", dir: "auto" }, one.ground_truth || "–"),
     el("td", { "data-label": "Answer", class: "answer", dir: "auto" }, one.answer || "–"),
-    el("td", { class: "agreement" }, badge(one.agreement)));
+    el("td", { class: "verdict" }, badge(one)));
 }
 
 function found(answer) {
@@ -143,7 +143,7 @@ byId("filters").addEventListener("submit", (event) => {
   const next = {
     ...place,
     text: byId("text").value.trim(),
-    agreement: document.querySelector("[name=agreement]:checked").value,
+    verdict: document.querySelector("[name=verdict]:checked").value,
     where: added && !place.where.includes(added) ? [...place.where, added] : place.where,
     offset: 0,
     id: null,
@@ -151,7 +151,7 @@ byId("filters").addEventListener("submit", (event) => {
   if (address.href(next) === address.href(place)) load({ anew: true });
   else address.go(next);
 });
-for (const one of document.getElementsByName("agreement")) {
+for (const one of document.getElementsByName("verdict")) {
   one.addEventListener("change", () => byId("filters").requestSubmit());
 }
 byId("text").addEventListener("search", () => {

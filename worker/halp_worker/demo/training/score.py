@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from halp_probe.judging.judges import judge_auto
+from halp_probe.judging.verdict import Label, Question
 from halp_producer.job import Job, parse
 from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
-from halp_worker.demo.comparison import is_right
 from halp_worker.fates import FatalError
 from halp_worker.launch import input_builder
 from halp_worker.model.extractor import Extractor
@@ -55,9 +56,11 @@ def accuracy(jobs: Sequence[Job], given: Sequence[str]) -> Mapping[str, Any]:
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for job, answer in zip(jobs, given, strict=True):
+        question = Question(job.question_id, job.question, job.ground_truth, answer)
+        label = judge_auto(question).label
         for kind in ("all", str(job.metadata["kind"])):
             asked[kind] += 1
-            right[kind] += is_right(answer, job.ground_truth)
+            right[kind] += label is Label.RIGHT
     return {
         kind: {"questions": asked[kind], "right": round(right[kind] / asked[kind], 4)}
         for kind in sorted(asked)
