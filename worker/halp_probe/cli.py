@@ -8,8 +8,12 @@ from __future__ import annotations
 import typer
 
 from halp_probe import (
+    cli_evaluate,
+    cli_fit,
     cli_label,
     cli_labels,
+    cli_published,
+    cli_score,
 )
 
 app = typer.Typer(
@@ -23,6 +27,11 @@ app = typer.Typer(
 app.command(epilog=cli_label.EXAMPLES)(cli_label.label)
 app.command(epilog=cli_labels.LABELS_EXAMPLES)(cli_labels.labels)
 app.command(epilog=cli_labels.AGREEMENT_EXAMPLES)(cli_labels.agreement)
+app.command(epilog=cli_evaluate.EXAMPLES)(cli_evaluate.evaluate)
+app.command(epilog=cli_fit.EXAMPLES)(cli_fit.fit)
+app.command(epilog=cli_score.SCORE_EXAMPLES)(cli_score.score)
+app.command(epilog=cli_score.SHOW_EXAMPLES)(cli_score.show)
+app.command(epilog=cli_published.EXAMPLES)(cli_published.published)
 
 
 def main() -> None:
