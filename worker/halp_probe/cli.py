@@ -13,6 +13,7 @@ from halp_probe import (
     cli_label,
     cli_labels,
     cli_published,
+    cli_report,
     cli_score,
 )
 
@@ -32,6 +33,7 @@ app.command(epilog=cli_fit.EXAMPLES)(cli_fit.fit)
 app.command(epilog=cli_score.SCORE_EXAMPLES)(cli_score.score)
 app.command(epilog=cli_score.SHOW_EXAMPLES)(cli_score.show)
 app.command(epilog=cli_published.EXAMPLES)(cli_published.published)
+app.command(epilog=cli_report.EXAMPLES)(cli_report.report)
 
 
 def main() -> None:
