@@ -20,7 +20,7 @@ from halp_producer.job import MAX_IMAGE_BYTES, Job, JobFormatError, parse
 from halp_producer.keys import RunKeys
 from halp_producer.options import RedisUrl, Run
 from halp_producer.problem import printable
-from halp_producer.results import Fate, Result
+from halp_producer.results import ABSTAINED, Fate, Result
 from halp_producer.server import DEFAULT_URL, connect
 from halp_producer.status import UnknownRunError, run_status
 
@@ -121,13 +121,21 @@ def _store(client: redis.Redis, keys: RunKeys) -> str:
 
 
 def _answer_text(name: str, result: Result, store: str) -> str:
-    answer = printable(result.answer or "")
-    if result.answer is None:
-        answer = "(answered before: the store has the answer)"
-    elif not answer:
-        answer = "(no answer: the worker gives none)"
     place = "" if result.segment is None else f"row {result.row} of {printable(result.segment)}; "
-    return f"{answer}\nhidden states: {place}halp-store get {store} {name}"
+    risk = "" if result.risk is None else f"risk {result.risk:.2f}"
+    states = f"hidden states: {place}halp-store get {store} {name}"
+    if result.finish_reason == ABSTAINED:
+        return f"abstained: {risk or 'its risk'} is above the worker's threshold\n{states}"
+    return "\n".join([_answer_line(result), *([risk] if risk else []), states])
+
+
+def _answer_line(result: Result) -> str:
+    if result.answer is None:
+        return "(answered before: the store has the answer)"
+    if result.answer:
+        return printable(result.answer)
+    is_meant = result.finish_reason in {"stop", "length"}
+    return "(the answer is empty)" if is_meant else "(no answer: the worker gives none)"
 
 
 def _job(

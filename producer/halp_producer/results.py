@@ -23,6 +23,13 @@ fleet, and about 50 MB at the longest answers."""
 MAX_ANSWER_BYTES: Final = 4000
 """Of an answer or an error in a message, as UTF-8. The store and the letter have all of it."""
 
+MAX_WORD_BYTES: Final = 64
+"""Of a finish reason or a number in a message; workers write a tenth of it."""
+
+ABSTAINED: Final = "abstained"
+"""Finish reason of a row whose answer was not generated: its risk was above the worker's
+threshold."""
+
 BEFORE_ALL: Final = "0-0"
 """What to read after for every message that is still there."""
 
@@ -43,6 +50,9 @@ class Result(BaseModel):
     question_id: of a job that could not be read, what stood there, perhaps nothing.
     answer: of a stored one, cut at 4,000 bytes; empty where the worker gives no answers; None where
         the row was stored before and its answer could not be read again.
+    finish_reason: of a stored one, as in the store: `stop`, `length`, `skipped` or `abstained`.
+    risk: of a stored one, how likely its answer is wrong, in [0, 1], as a probe saw it before the
+        first token; None where the worker has no probe.
     segment, row: where a stored row was when it ended; compaction moves it later.
     reason, error: of a failed one, as in its dead letter; the error cut at 4,000 bytes.
     """
@@ -52,6 +62,8 @@ class Result(BaseModel):
     question_id: str
     fate: Fate
     answer: str | None = None
+    finish_reason: str | None = None
+    risk: float | None = None
     segment: str | None = None
     row: int | None = None
     reason: str | None = None
@@ -86,20 +98,32 @@ def read_results(
 
 
 def stored_message(
-    question_id: str, answer: str | None, segment: str, row: int
+    question_id: str,
+    answer: str | None,
+    segment: str,
+    row: int,
+    *,
+    finish_reason: str | None = None,
+    risk: float | None = None,
 ) -> list[bytes | str | int]:
     """Names and values of a stored job's message."""
-    known: list[bytes | str | int] = [] if answer is None else ["answer", bounded(answer)]
+    known: list[bytes | str | int] = []
+    if answer is not None:
+        known += ["answer", bounded(answer)]
+    if finish_reason is not None:
+        known += ["finish_reason", bounded(finish_reason, MAX_WORD_BYTES)]
+    if risk is not None:
+        known += ["risk", f"{risk:.9g}"]  # as many digits as give the same float32 again
     fields: list[bytes | str | int] = ["question_id", question_id, "fate", Fate.STORED]
     return [*fields, *known, "segment", segment, "row", row]
 
 
-def bounded(words: str) -> bytes:
-    """As much of it as a message holds, as UTF-8."""
+def bounded(words: str, most: int = MAX_ANSWER_BYTES) -> bytes:
+    """As much of it as a message holds, as UTF-8: at most so many bytes."""
     whole = words.encode("utf-8", "backslashreplace")
-    if len(whole) <= MAX_ANSWER_BYTES:
+    if len(whole) <= most:
         return whole
-    return whole[: MAX_ANSWER_BYTES - 3].decode("utf-8", "ignore").encode("utf-8") + b"..."
+    return whole[: most - 3].decode("utf-8", "ignore").encode("utf-8") + b"..."
 
 
 def _result(fields: dict[bytes, bytes]) -> Result | None:
@@ -112,9 +136,19 @@ def _result(fields: dict[bytes, bytes]) -> Result | None:
         question_id=text(fields, "question_id"),
         fate=fate,
         row=int(row) if row.isdecimal() and len(row) < 20 else None,
+        risk=_risk(text(fields, "risk")),
         **{
             name: text(fields, name)
-            for name in ("answer", "segment", "reason", "error")
+            for name in ("answer", "finish_reason", "segment", "reason", "error")
             if name.encode("ascii") in fields
         },
     )
+
+
+def _risk(words: str) -> float | None:
+    """None for what is no number between 0 and 1."""
+    try:
+        found = float(words[:MAX_WORD_BYTES])
+    except ValueError:
+        return None
+    return found if 0 <= found <= 1 else None

@@ -109,7 +109,7 @@ def assert_as_if_nothing_was_lost(fleet):
     assert sorted(one.question_id for one in said) == sorted(job.question_id for job in JOBS)
     log = fleet.logs()
     assert "was lost" not in log, log
-    assert "Tally(done=4, failed=3, already_stored=0, retried=2, released=0)" in log, log
+    assert "Tally(done=4, failed=3, already_stored=0, retried=2, released=0," in log, log
     extracted = [line.partition(": ")[2] for line in log.splitlines() if "extracting" in line]
     assert sorted(" ".join(extracted).split()) == sorted(store), "nothing is computed twice"
 
@@ -199,7 +199,7 @@ def test_a_reply_that_is_lost_while_leaving_changes_nothing(fleet, proxy, wait_u
     status, books = read_run(fleet.client, fleet.keys)
     assert (status.done, status.delayed, status.in_flight) == (2, 4, 0), fleet.logs()
     assert books.attempts == 0
-    assert "Tally(done=2, failed=0, already_stored=0, retried=0, released=4)" in fleet.logs()
+    assert "Tally(done=2, failed=0, already_stored=0, retried=0, released=4," in fleet.logs()
     names = {one["name"] for one in fleet.client.xinfo_consumers(fleet.keys.jobs, GROUP)}
     assert names == {b"(delayed)"}
     fleet.finish()

@@ -30,9 +30,9 @@ class Colleague:
     def __init__(self, client, keys) -> None:
         self.consumer = Consumer(client, keys, name="w1", lease_ms=60_000)
 
-    def stores(self) -> None:
+    def stores(self, answer: str = "A cat.", **known: object) -> None:
         (one,) = self._take()
-        self.consumer.ack(_seal_receipt((StoredRow(one.key, "seg", 3, "A cat."),)))
+        self.consumer.ack(_seal_receipt((StoredRow(one.key, "seg", 3, answer, **known),)))
 
     def fails(self) -> None:
         (one,) = self._take()
@@ -174,6 +174,40 @@ def test_the_command_prints_the_answer_and_where_the_states_are(
     assert ended.stdout == "A cat.\nhidden states: row 3 of seg; halp-store get STORE asked\n"
     again = json.loads(halp("ask", picture, "What is it?", "--id", "asked", "--json").stdout)
     assert (again["fate"], again["answer"], again["row"]) == ("stored", "A cat.", 3)
+
+
+def test_the_command_says_how_likely_the_answer_is_wrong(halp, picture, colleague, meanwhile):
+    """Where a worker has a probe: with the answer, and for machines."""
+    meanwhile(lambda: colleague.stores(finish_reason="stop", risk=0.125))
+    ended = halp("ask", picture, "What is it?", "--id", "asked")
+    assert ended.exit_code == 0, ended.output
+    assert ended.stdout.startswith("A cat.\nrisk 0.12\nhidden states: ")
+    again = json.loads(halp("ask", picture, "What is it?", "--id", "asked", "--json").stdout)
+    assert (again["risk"], again["finish_reason"]) == (0.125, "stop")
+
+
+def test_the_command_says_that_the_worker_abstained(halp, picture, colleague, meanwhile):
+    """Not an error: the question is stored, with its states. Exit 0."""
+    meanwhile(lambda: colleague.stores("", finish_reason="abstained", risk=0.93))
+    ended = halp("ask", picture, "What is it?", "--id", "asked")
+    assert ended.exit_code == 0, ended.output
+    assert ended.stdout.startswith(
+        "abstained: risk 0.93 is above the worker's threshold\nhidden states: row 3 of seg; "
+    )
+    again = json.loads(halp("ask", picture, "What is it?", "--id", "asked", "--json").stdout)
+    assert (again["fate"], again["finish_reason"], again["answer"]) == ("stored", "abstained", "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("stop", "(the answer is empty)"), ("skipped", "(no answer: the worker gives none)")],
+)
+def test_the_command_tells_an_empty_answer_from_none(
+    halp, picture, colleague, meanwhile, reason, said
+):
+    """By the finish reason."""
+    meanwhile(lambda: colleague.stores("", finish_reason=reason))
+    assert halp("ask", picture, "What?", "--id", "asked").stdout.startswith(said)
 
 
 def test_the_command_names_the_store_where_all_workers_write_to_one(

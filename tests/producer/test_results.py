@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from halp_producer.moves import CANCELLED, CANCELLED_ERROR, cancel_all, cancel_jobs, drop_letters
 from halp_producer.results import (
     BEFORE_ALL,
     MAX_ANSWER_BYTES,
+    MAX_WORD_BYTES,
     Fate,
     Result,
     bounded,
@@ -61,6 +64,32 @@ def test_what_is_no_message_is_passed_over(client, keys):
     assert read_results(client, keys) == ([], last)
     client.xadd(keys.results, {"question_id": b"q\xff", "fate": "stored", "row": "many"})
     assert read_results(client, keys).results == [Result(question_id="q\ufffd", fate=Fate.STORED)]
+
+
+def test_a_risk_comes_as_it_was_stored_and_a_finish_reason_too(client, keys):
+    """The same float32; without a probe there is none."""
+    risk = 0.9300000071525574
+    for name, known in (("a", {"finish_reason": "abstained", "risk": risk}), ("b", {})):
+        fields = stored_message(name, "", "seg", 7, **known)
+        client.xadd(keys.results, dict(zip(fields[::2], fields[1::2], strict=True)))
+    first, second = read_results(client, keys).results
+    assert (first.finish_reason, first.risk) == ("abstained", pytest.approx(risk, abs=1e-9))
+    assert (second.finish_reason, second.risk) == (None, None)
+
+
+@pytest.mark.parametrize("words", ["nan", "inf", "-0.1", "1.5", "much", "", b"\xff", "0" * 5000])
+def test_a_risk_that_is_none_stops_nobody(client, keys, words):
+    """Another program wrote it: the rest of the message is as good as ever."""
+    client.xadd(keys.results, {"question_id": "a", "fate": "stored", "risk": words, "answer": "No"})
+    (found,) = read_results(client, keys).results
+    assert (found.question_id, found.answer) == ("a", "No")
+    assert found.risk in {None, 0.0}
+
+
+def test_a_finish_reason_has_its_bound():
+    """Whatever a store holds that others wrote."""
+    fields = stored_message("a", None, "seg", 7, finish_reason="é" * 1000)
+    assert len(fields[fields.index("finish_reason") + 1]) <= MAX_WORD_BYTES
 
 
 def test_a_message_holds_no_more_than_its_share_of_an_answer():

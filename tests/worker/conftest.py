@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,32 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
     """The default small checkpoint."""
     return checkpoints("28-layers")
+
+
+def random_probe(layout: Any, names: str, hidden: tuple[int, ...] = (), seed: int = 0) -> Any:
+    """A probe of this layout that nothing was trained for: of `a+b@1`, with hidden layers."""
+    import numpy as np
+
+    from halp_probe.network import Network
+    from halp_probe.probe import Probe, identity_of
+    from halp_probe.representation import parse_representations, sizes_of
+
+    parts = parse_representations(layout, names)
+    sizes = (sum(sizes_of(layout, parts)), *hidden, 1)
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    network = Network(
+        mean=normal(sizes[0]) / 10,
+        scale=np.exp(normal(sizes[0]) / 4),
+        weights=tuple(
+            normal(into, out) * np.float32((2 / into) ** 0.5) for into, out in pairwise(sizes)
+        ),
+        biases=tuple(normal(out) / 10 for out in sizes[1:]),
+    )
+    return Probe(parts, network, identity_of(layout), {"auroc": 0.5})
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,17 @@ def test_what_ended_a_job_says_so_on_the_results_stream(member, enqueue, client,
     assert (third.answer, third.segment, third.row) == (None, None, None)
 
 
+def test_the_message_has_the_risk_and_the_finish_reason_of_the_row(member, enqueue, client, keys):
+    """What the receipt knows of them."""
+    enqueue(make_job(1))
+    one = member()
+    one.read(10, 0)
+    row = StoredRow(row_key(make_job(1)), "seg", 0, "", finish_reason="abstained", risk=0.75)
+    one.ack(_seal_receipt((row,)))
+    (found,) = read_results(client, keys).results
+    assert (found.answer, found.finish_reason, found.risk) == ("", "abstained", 0.75)
+
+
 def test_nothing_is_said_of_an_entry_that_was_no_longer_ours(
     member, enqueue, client, keys, wait_until
 ):

@@ -48,6 +48,7 @@ def test_what_is_told_is_what_is_fetched():
     metrics.failed(Reason.URL_FAILED)
     metrics.lease_lost(2)
     metrics.out_of_memory()
+    metrics.abstained(4)
     metrics.batch(8)
     metrics.tokens(1000, 64)
     metrics.backlog(17)
@@ -67,6 +68,7 @@ def test_what_is_told_is_what_is_fetched():
         ("halp_failures_total", "url_failed"): 1,
         ("halp_lease_losses_total",): 2,
         ("halp_out_of_memory_total",): 1,
+        ("halp_abstained_total",): 4,
         ("halp_batch_jobs_sum",): 8,
         ("halp_prompt_tokens_total",): 1000,
         ("halp_answer_tokens_total",): 64,

@@ -83,6 +83,8 @@ def test_a_batch_of_mixed_sizes_equals_singles(bench, shape):
             assert relative(together.vectors[name][row], alone.vectors[name][0]) < 1e-5, name
         for name in together.integers:
             assert np.array_equal(together.integers[name][row], alone.integers[name][0]), name
+        for name in together.scores:
+            assert abs(together.scores[name][row] - alone.scores[name][0]) < 1e-5, name
         assert together.text["answer"][row] == alone.text["answer"][0]
 
 

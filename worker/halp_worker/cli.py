@@ -16,6 +16,7 @@ from halp_producer.server import DEFAULT_URL
 from halp_worker import dashboard_cli
 from halp_worker.explained import failures_explained
 from halp_worker.model_options import (
+    AbstainAbove,
     AllowUrls,
     Device,
     DtypeOption,
@@ -27,7 +28,9 @@ from halp_worker.model_options import (
     Model,
     NoAnswer,
     Positions,
+    ProbeFile,
     Revision,
+    check_abstaining,
 )
 from halp_worker.settings import (
     DEFAULT_MODEL,
@@ -51,6 +54,7 @@ app = typer.Typer(
     "\n  halp-worker run --store run1.zarr --image-root images/"
     "\n  halp-worker run --store run3b.zarr --model Qwen/Qwen2.5-VL-3B-Instruct --run 3b"
     "\n  HALP_STORE=run1.zarr HALP_DEVICE=cuda:1 halp-worker run --until-empty"
+    "\n  halp-worker run --store run2.zarr --probe probe.safetensors --abstain-above 0.8"
 )
 def run(
     store: Annotated[
@@ -97,6 +101,8 @@ def run(
     revision: Revision = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    probe: ProbeFile = None,
+    abstain_above: AbstainAbove = None,
     allow_urls: AllowUrls = False,
     lease_seconds: Annotated[
         float,
@@ -155,6 +161,7 @@ def run(
     A second one: stop at once; nothing is lost. Exit codes: 0 done, 1 an error that is explained, 2
     wrong usage, 3 the device is broken.
     """
+    check_abstaining(probe, abstain_above, no_answer=no_answer)
     with failures_explained(log_format=log_format, url=redis_url):
         from halp_worker.launch import run_worker
 
@@ -188,12 +195,16 @@ def run(
                 metrics_port=metrics_port,
                 metrics_host=metrics_host,
                 log_format=log_format,
+                probe=probe,
+                abstain_above=abstain_above,
             )
         )
     if tally is None:
         return
+    abstained = f" ({tally.abstained} without an answer)" if tally.abstained else ""
     typer.echo(
-        f"{tally.done} stored, {tally.already_stored} already in the store, {tally.failed} failed"
+        f"{tally.done} stored{abstained}, {tally.already_stored} already in the store, "
+        f"{tally.failed} failed"
     )
     if tally.failed:
         typer.echo(f"See why: halp-producer failed list --run {run_name}", err=True)
@@ -203,6 +214,7 @@ def run(
     epilog="\b\nExamples:"
     "\n  halp-worker extract photo.jpg 'Is there a cat in the picture?'"
     "\n  halp-worker extract photo.jpg 'Is it night?' --layers 0,13,27 --json"
+    "\n  halp-worker extract photo.jpg 'Is it night?' --probe probe.safetensors"
 )
 def extract(
     image: Annotated[Path, typer.Argument(help="An image file.")],
@@ -217,11 +229,14 @@ def extract(
     revision: Revision = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    probe: ProbeFile = None,
+    abstain_above: AbstainAbove = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
 ) -> None:
-    """One sample without any server or store: prints answer, positions and shapes."""
+    """One sample without any server or store: prints answer, scores, positions and shapes."""
+    check_abstaining(probe, abstain_above, no_answer=no_answer)
     with failures_explained():
         from halp_worker.single import extract_one, show
 
@@ -235,7 +250,15 @@ def extract(
             max_new_tokens=max_new_tokens,
             no_answer=no_answer,
         )
-        features = extract_one(settings, layers, _names(positions), image, question)
+        features = extract_one(
+            settings,
+            layers,
+            _names(positions),
+            image,
+            question,
+            probe=probe,
+            abstain_above=abstain_above,
+        )
         show(features, as_json=as_json)
 
 

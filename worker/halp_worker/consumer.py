@@ -307,7 +307,14 @@ class Consumer:
         held = self._hand.entries(stored)
         for entry_id, one in held.items():
             row = stored[one.key]
-            message = stored_message(row.key.question_id, row.answer, row.segment, row.row)
+            message = stored_message(
+                row.key.question_id,
+                row.answer,
+                row.segment,
+                row.row,
+                finish_reason=row.finish_reason,
+                risk=row.risk,
+            )
             arguments += [entry_id, len(message), *message]
         return self._finish(
             list(held),

@@ -16,7 +16,9 @@ import torch
 
 from halp_producer import server
 from halp_producer.job import Job
+from halp_store.address import storage_at
 from halp_store.layout import Layout
+from halp_store.root import stored_scores
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.devices import resolve_device
 from halp_worker.footprint import peak_resident_bytes
@@ -28,6 +30,7 @@ from halp_worker.model.loading import LoadedModel, load_model
 from halp_worker.model.memory import token_budget
 from halp_worker.model.parts import rope_index
 from halp_worker.model.ranks import Ranks, ShardedExtractor, rank_count
+from halp_worker.model.risk import Foresight
 from halp_worker.service import Tally
 from halp_worker.settings import WorkerSettings
 
@@ -39,17 +42,20 @@ def run_worker(settings: WorkerSettings) -> Tally | None:
 
     Raises FatalError, StoreError or ServerError with a message.
     """
+    foresight = Foresight.read(settings.probe, settings.abstain_above)
     if rank_count() == 1:
-        return _run_first(settings, None)
+        return _run_first(settings, None, foresight)
     ranks = Ranks()
     if ranks.is_first:
-        return _run_first(settings, ranks)
+        return _run_first(settings, ranks, foresight)
     loaded = load_model(settings.model, rank_count())
-    ranks.follow(Extractor(loaded, layout_for(settings, loaded)).run)
+    # The same risk from the same states: every rank leaves out the same rows.
+    extractor = Extractor(loaded, layout_for(settings, loaded, foresight), foresight)
+    ranks.follow(extractor.run)
     return None
 
 
-def _run_first(settings: WorkerSettings, ranks: Ranks | None) -> Tally:
+def _run_first(settings: WorkerSettings, ranks: Ranks | None, foresight: Foresight | None) -> Tally:
     client = server.connect_exact(settings.redis_url)
     for sentence in server.advice(client):
         log.warning(sentence)
@@ -69,7 +75,7 @@ def _run_first(settings: WorkerSettings, ranks: Ranks | None) -> Tally:
                     model = replace(model, device=stack.enter_context(gpu).device)
             log.info("loading %s", model.model)
             loaded = load_model(model, rank_count())
-            engine = model_engine(settings, loaded)
+            engine = model_engine(settings, loaded, foresight)
             if ranks is not None:
                 engine = replace(engine, extractor=ShardedExtractor(engine.extractor, ranks))
             tally = serve(settings, engine, client, name)
@@ -80,9 +86,13 @@ def _run_first(settings: WorkerSettings, ranks: Ranks | None) -> Tally:
         raise server.explained(error, settings.redis_url) from error
 
 
-def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
-    """The engine around a loaded model."""
-    layout = layout_for(settings, loaded)
+def model_engine(
+    settings: WorkerSettings, loaded: LoadedModel, foresight: Foresight | None = None
+) -> Engine:
+    """The engine around a loaded model. Raises FatalError or StoreError with a message."""
+    layout = layout_for(settings, loaded, foresight)
+    if foresight is None and stored_scores(storage_at(settings.store)) == ():
+        layout = replace(layout, scores=())  # a store of layout version 1 goes on as it began
     inputs = input_builder(loaded, layout.positions, settings.image_root, settings.allow_urls)
 
     def prepare(job: Job) -> Sample:
@@ -95,7 +105,7 @@ def model_engine(settings: WorkerSettings, loaded: LoadedModel) -> Engine:
         layout=layout,
         provenance=provenance_of(loaded, settings.batch_size),
         prepare=prepare,
-        extractor=Extractor(loaded, layout),
+        extractor=Extractor(loaded, layout, foresight),
         device=str(loaded.device),
         budget=token_budget(loaded.model),
         tokens_of=lambda sample: sample.prompt_tokens + loaded.generation.max_new_tokens,
@@ -110,12 +120,15 @@ def _peak_cuda_bytes() -> int:
     return sum(torch.cuda.max_memory_reserved(one) for one in range(torch.cuda.device_count()))
 
 
-def layout_for(settings: WorkerSettings, loaded: LoadedModel) -> Layout:
-    """What this worker stores."""
+def layout_for(
+    settings: WorkerSettings, loaded: LoadedModel, foresight: Foresight | None = None
+) -> Layout:
+    """What this worker stores in a new store. Raises FatalError."""
     return layout_of(
         loaded,
         choose_layers(settings.layers, loaded.n_layers),
         choose_positions(settings.positions),
+        foresight,
     )
 
 

@@ -62,6 +62,9 @@ class Metrics:
         self._prompt_tokens = Counter(
             "halp_prompt_tokens", "Tokens of prompts, image tokens among them.", registry=registry
         )
+        self._abstained = Counter(
+            "halp_abstained", "Rows without an answer, for their risk.", registry=registry
+        )
         self._answer_tokens = Counter("halp_answer_tokens", "Tokens generated.", registry=registry)
         self._backlog = Gauge("halp_backlog_jobs", "Jobs left in the run.", registry=registry)
         self._in_hand = Gauge(
@@ -97,6 +100,10 @@ class Metrics:
     def failed(self, reason: str) -> None:
         """One job failed for this `Reason`; its fate is counted with `count`."""
         self._failures.labels(str(reason)).inc()
+
+    def abstained(self, n: int) -> None:
+        """`n` rows were committed whose answers were not generated, for their risk."""
+        self._abstained.inc(n)
 
     def lease_lost(self, n: int = 1) -> None:
         """`n` jobs in hand turned out to be another worker's."""

@@ -9,6 +9,22 @@ import typer
 
 from halp_worker.settings import Dtype
 
+
+def check_abstaining(probe: Path | None, abstain_above: float | None, *, no_answer: bool) -> None:
+    """Raises BadParameter where the three do not go together."""
+    if abstain_above is None:
+        return
+    if probe is None:
+        raise typer.BadParameter(
+            "needs --probe, which gives the risk", param_hint="--abstain-above"
+        )
+    if no_answer:
+        raise typer.BadParameter(
+            "goes without --no-answer, which generates no answer at all",
+            param_hint="--abstain-above",
+        )
+
+
 Model = Annotated[
     str, typer.Option(envvar="HALP_MODEL", help="Hub id or folder of a Qwen2.5-VL checkpoint.")
 ]
@@ -66,6 +82,35 @@ ImageRoot = Annotated[
         exists=True,  # a slip here would reject every job of the run
         file_okay=False,
         help="Images are found below this folder and nowhere else.",
+    ),
+]
+
+
+def _within(value: float | None) -> float | None:
+    # NaN, too: it is neither below nor above anything.
+    if value is not None and not 0 <= value <= 1:
+        raise typer.BadParameter(f"expected a number from 0 to 1, got {value}")
+    return value
+
+
+ProbeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--probe",
+        envvar="HALP_PROBE",
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        help="A probe that `halp-probe fit --save` wrote: each row gets its risk, how likely the "
+        "answer is wrong, before the first token.",
+    ),
+]
+AbstainAbove = Annotated[
+    float | None,
+    typer.Option(
+        envvar="HALP_ABSTAIN_ABOVE",
+        callback=_within,
+        help="With --probe, from 0 to 1: an answer whose risk is above this is not generated.",
     ),
 ]
 AllowUrls = Annotated[

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from halp_producer.activity import RUNNING, STOPPED
 from halp_producer.keys import DELAYED
+from halp_producer.results import ABSTAINED
 from halp_store.features import RowKey
 from halp_store.writer import StoreWriter
 from halp_worker.batcher import Batch, Batcher
@@ -48,13 +49,15 @@ class Extracts(Protocol):
 
 @dataclass
 class Tally:
-    """Jobs by what became of them here, since this worker started."""
+    """Jobs by what became of them here, since this worker started. abstained: rows that were
+    committed without an answer, for their risk; they are among the done."""
 
     done: int = 0
     failed: int = 0
     already_stored: int = 0
     retried: int = 0
     released: int = 0
+    abstained: int = 0
 
 
 class Service:
@@ -269,6 +272,9 @@ class Service:
                 acknowledged = self._consumer.ack(flush.receipt)
             self.tally.done += acknowledged
             self._metrics.count("done", acknowledged)
+            abstained = sum(one.finish_reason == ABSTAINED for one in flush.receipt.stored)
+            self.tally.abstained += abstained
+            self._metrics.abstained(abstained)
             ids = [key.question_id for key in flush.receipt.rows]
             log.info(
                 "stored %d rows in %s: %s",

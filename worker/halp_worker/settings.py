@@ -39,7 +39,7 @@ class ModelSettings:
 class WorkerSettings:
     """What `halp-worker run` was asked to do; the meanings are those of its options.
 
-    store: path or URL.
+    store: path or URL. probe, abstain_above: None, no risks, and an answer for every question.
     """
 
     store: str
@@ -60,3 +60,5 @@ class WorkerSettings:
     metrics_port: int | None
     metrics_host: str
     log_format: LogFormat = "auto"
+    probe: Path | None = None
+    abstain_above: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +18,44 @@ from halp_worker.launch import input_builder
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.layers import choose_layers, choose_positions, layout_of
 from halp_worker.model.loading import load_model
+from halp_worker.model.risk import Foresight
 from halp_worker.settings import ModelSettings
 
 
 def extract_one(
-    settings: ModelSettings, layers: str, positions: tuple[str, ...], image: Path, question: str
+    settings: ModelSettings,
+    layers: str,
+    positions: tuple[str, ...],
+    image: Path,
+    question: str,
+    *,
+    probe: Path | None = None,
+    abstain_above: float | None = None,
 ) -> FeatureBatch:
     """A batch of one row. Raises Rejected or FatalError with a message."""
+    foresight = Foresight.read(probe, abstain_above)
     loaded = load_model(settings)
-    layout = layout_of(loaded, choose_layers(layers, loaded.n_layers), choose_positions(positions))
+    layout = layout_of(
+        loaded, choose_layers(layers, loaded.n_layers), choose_positions(positions), foresight
+    )
     path = image.absolute()
     job = Job(question_id="extract", image=path.name, question=question, ground_truth="")
     inputs = input_builder(loaded, layout.positions, path.parent, allow_urls=False)
     batch = Batch((row_key(job),), (inputs.prepare(job),))
-    extraction = Extractor(loaded, layout).extract(batch)
+    extraction = Extractor(loaded, layout, foresight).extract(batch)
     if extraction.features is None:
         raise FatalError(extraction.fates[0][1].error)
     return extraction.features
 
 
 def show(features: FeatureBatch, *, as_json: bool) -> None:
-    """Prints answer, positions, and each array's shape and norm."""
+    """Prints answer, scores, positions, and each array's shape and norm; null where there is no
+    score."""
     layout = features.layout
     summary = {
         "answer": features.text["answer"][0],
         "finish_reason": features.text["finish_reason"][0],
+        **{name: _score(float(values[0])) for name, values in features.scores.items()},
         "layers": list(layout.layers),
         **{name: values[0].tolist() for name, values in features.integers.items()},
         "arrays": {
@@ -60,6 +74,11 @@ def show(features: FeatureBatch, *, as_json: bool) -> None:
         return
     for name, value in summary.items():
         if name != "arrays":
-            typer.echo(f"{name:24} {value}")
+            typer.echo(f"{name:24} {'-' if value is None else value}")
     for name, array in summary["arrays"].items():
         typer.echo(f"{name:24} {tuple(array['shape'])} float32, norm {array['norm']}")
+
+
+def _score(value: float) -> float | None:
+    """To six digits; JSON has no NaN."""
+    return None if isnan(value) else float(f"{value:.6g}")

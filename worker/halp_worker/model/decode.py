@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from halp_worker.model.parts import next_tokens, run_decoder, shard_count
+from halp_worker.model.likelihood import Chosen, greedy
+from halp_worker.model.parts import next_logits, run_decoder, shard_count
 from halp_worker.model.passes import DecodePass, KeyValueRows, StaticDecodePass
 
 log = logging.getLogger(__name__)
@@ -25,22 +26,24 @@ LEAVING: Final = 2
 def decode(
     model: Any,
     rows: KeyValueRows,
-    tokens: torch.Tensor,
+    first: Chosen,
     positions: torch.Tensor,
     *,
     stops: Sequence[int],
     max_new_tokens: int,
-) -> torch.Tensor:
-    """tokens: (B,) int64, the first of each answer. positions: (B,) of it, as M-RoPE counts.
+) -> Chosen:
+    """first: (B,), the first token of each answer. positions: (B,) of it, as M-RoPE counts.
 
-    Returns (B, max_new_tokens) int64 on the device. What follows a row's stop token is no part of
-    its answer.
+    Returns (B, max_new_tokens) on the device. What follows a row's stop token is no part of its
+    answer.
 
     Whether a row has ended is looked at one step late on CUDA, so that the device has the next step
     before the host waits for the one before.
     """
+    tokens = first.tokens
     answers = tokens.new_zeros(len(tokens), max_new_tokens)
-    answers[:, 0] = tokens
+    logprobs = first.logprobs.new_zeros(answers.shape)
+    answers[:, 0], logprobs[:, 0] = tokens, first.logprobs
     stop_tokens = torch.tensor(sorted(stops), device=tokens.device)
     ended = torch.isin(tokens, stop_tokens)
     left = torch.arange(len(tokens), device=tokens.device)  # whose answers the rows are
@@ -48,8 +51,9 @@ def decode(
     begin = Standing(tokens, positions, rows.prompt_width)
     step = _step(model, rows, begin, max_new_tokens - 1)
     for count in range(1, max_new_tokens):
-        tokens = step.run()
-        answers[left, count] = tokens
+        chosen = step.run()
+        tokens = chosen.tokens
+        answers[left, count], logprobs[left, count] = tokens, chosen.logprobs
         ended = ended | torch.isin(tokens, stop_tokens)
         going_on = [row for row, has_ended in enumerate(flags.read(ended)) if not has_ended]
         if not going_on:
@@ -63,7 +67,7 @@ def decode(
             flags = LateFlags(ended)
             at = Standing(at.tokens[kept], at.positions[kept], at.column)
             step = _step(model, rows, at, max_new_tokens - 1 - count)
-    return answers
+    return Chosen(answers, logprobs)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Standing:
 class Step(Protocol):
     """One token more of every row, each time it runs."""
 
-    def run(self) -> torch.Tensor:
-        """The (B,) next tokens; overwritten by the next call."""
+    def run(self) -> Chosen:
+        """The next tokens, (B,); overwritten by the next call."""
 
     def standing(self) -> Standing:
         """Where the next step begins."""
@@ -110,12 +114,13 @@ class EagerStep:
         self._tokens, self._positions = at.tokens, at.positions
         self._pass = DecodePass(rows, at.column)
 
-    def run(self) -> torch.Tensor:
+    def run(self) -> Chosen:
         states = _states(self._model, self._tokens, self._positions, self._pass)
-        self._tokens = next_tokens(self._model, states)
+        chosen = greedy(next_logits(self._model, states))
+        self._tokens = chosen.tokens
         self._positions = self._positions + 1
         self._pass.column += 1
-        return self._tokens
+        return chosen
 
     def standing(self) -> Standing:
         return Standing(self._tokens, self._positions, self._pass.column)
@@ -128,6 +133,7 @@ class GraphStep:
     def __init__(self, model: Any, rows: KeyValueRows, at: Standing) -> None:
         self._model = model
         self._tokens, self._positions = at.tokens.clone(), at.positions.clone()
+        self._logprobs = torch.zeros(at.tokens.shape, device=at.tokens.device)
         self._column = torch.tensor([at.column], device=at.tokens.device)
         self._next_column = at.column
         like = model.get_input_embeddings().weight
@@ -158,15 +164,17 @@ class GraphStep:
     def _advance(self) -> torch.Tensor:
         self._pass.begin()
         states = _states(self._model, self._tokens, self._positions, self._pass)
-        self._tokens.copy_(next_tokens(self._model, states))
+        chosen = greedy(next_logits(self._model, states))
+        self._tokens.copy_(chosen.tokens)
+        self._logprobs.copy_(chosen.logprobs)
         self._positions += 1
         self._column += 1
         return states
 
-    def run(self) -> torch.Tensor:
+    def run(self) -> Chosen:
         self._graph.replay()
         self._next_column += 1
-        return self._tokens
+        return Chosen(self._tokens, self._logprobs)
 
     def standing(self) -> Standing:
         return Standing(self._tokens, self._positions, self._next_column)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from halp_producer.job import canonical_json
+from halp_producer.results import ABSTAINED
 from halp_store.features import FeatureBatch
 from halp_store.layout import GRID_COLUMN, Layout
 from halp_worker.batcher import Batch
@@ -22,18 +23,20 @@ from halp_worker.fates import DeviceOutOfMemory, Reason, Rejection
 from halp_worker.model.decode import decode
 from halp_worker.model.faults import as_fault, free_memory
 from halp_worker.model.inputs import Sample
+from halp_worker.model.likelihood import Chosen, entropy, greedy, mean_logprob
 from halp_worker.model.loading import LoadedModel
 from halp_worker.model.memory import CHUNK_TOKENS
-from halp_worker.model.parts import next_tokens
+from halp_worker.model.parts import next_logits
 from halp_worker.model.passes import KeyValueRows
 from halp_worker.model.plan import plan_chunks
 from halp_worker.model.prefill import CapturedStates, Prefilled, prefill, to_host
+from halp_worker.model.risk import DeviceProbe, Foresight
 
 
 @dataclass(frozen=True)
 class Answer:
     """text without special tokens; tokens before the stop token; `stop` or `length`, `skipped`
-    where no answer was asked for."""
+    where no answer was asked for, `abstained` where none was generated for its risk."""
 
     text: str
     tokens: int
@@ -41,11 +44,20 @@ class Answer:
 
 
 class Extractor:
-    """Runs batches through one model. One call at a time."""
+    """Runs batches through one model. One call at a time.
 
-    def __init__(self, loaded: LoadedModel, layout: Layout) -> None:
+    foresight: with the probe that the layout's risk is of.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, layout: Layout, foresight: Foresight | None = None
+    ) -> None:
         self._loaded = loaded
         self._layout = layout
+        self._foresight = foresight
+        self._probe = (
+            None if foresight is None else DeviceProbe(foresight.probe, layout, loaded.device)
+        )
 
     def extract(self, batch: Batch[Sample]) -> Extraction:
         """Nothing is half done when this raises.
@@ -65,9 +77,10 @@ class Extractor:
         return self._to_rows(batch.samples, states, self._answers(generated))
 
     @torch.inference_mode()
-    def run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int]]]:
-        """What was captured, and the new tokens of each sample: all that is on the device is in
-        this frame and those below it. Raises what torch raises."""
+    def run(self, samples: Sequence[Sample]) -> tuple[CapturedStates, list[list[int] | None]]:
+        """What was captured, and the new tokens of each sample, None where none were generated for
+        its risk: all that is on the device is in this frame and those below it. Raises what torch
+        raises."""
         model, generation = self._loaded.model, self._loaded.generation
         chunks = plan_chunks(samples, CHUNK_TOKENS)
         order = [row for chunk in chunks for row in chunk.rows]
@@ -77,26 +90,54 @@ class Extractor:
         for chunk in chunks:
             first = sum(len(part.tokens) for part in parts)
             parts.append(prefill(model, samples, chunk, self._layout.layers, rows, first))
-        answers: list[list[int]] = [[] for _ in order]
-        if generation.max_new_tokens:
-            last_states = torch.cat([part.last_states for part in parts])
+        logits = next_logits(model, torch.cat([part.last_states for part in parts]))
+        scores = {
+            "first_token_entropy": entropy(logits),
+            "mean_logprob": torch.full((len(order),), torch.nan, device=logits.device),
+        }
+        asked = list(range(len(order)))
+        if self._probe is not None and self._foresight is not None:
+            scores["risk"] = self._probe.risk(parts)
+            asked = self._foresight.answered(scores["risk"])
+        answers: list[list[int] | None] = [None] * len(order)
+        if not generation.max_new_tokens:
+            answers = [[] for _ in order]
+        elif asked:
             positions = torch.tensor([samples[row].next_position for row in order])
-            answers = decode(
-                model,
-                rows,
-                next_tokens(model, last_states),
-                positions.to(last_states.device),
-                stops=generation.stop_tokens,
-                max_new_tokens=generation.max_new_tokens,
-            ).tolist()
+            found = self._decode(rows, greedy(logits), positions, asked)
+            scores["mean_logprob"][asked] = mean_logprob(found, generation.stop_tokens)
+            for row, tokens in zip(asked, found.tokens.tolist(), strict=True):
+                answers[row] = tokens
         back = np.argsort(order)
-        return to_host(parts).take(back), [answers[row] for row in back]
+        return to_host(parts, scores).take(back), [answers[row] for row in back]
 
-    def _answers(self, generated: Sequence[Sequence[int]]) -> list[Answer]:
+    def _decode(
+        self, rows: KeyValueRows, first: Chosen, positions: torch.Tensor, asked: list[int]
+    ) -> Chosen:
+        """Only the rows that are asked."""
+        positions = positions.to(first.tokens.device)
+        if len(asked) < len(rows):
+            rows.keep(asked)
+            kept = torch.tensor(asked, device=positions.device)
+            first, positions = first.take(kept), positions[kept]
+        generation = self._loaded.generation
+        return decode(
+            self._loaded.model,
+            rows,
+            first,
+            positions,
+            stops=generation.stop_tokens,
+            max_new_tokens=generation.max_new_tokens,
+        )
+
+    def _answers(self, generated: Sequence[Sequence[int] | None]) -> list[Answer]:
         stops = set(self._loaded.generation.stop_tokens)
         tokenizer = self._loaded.processor.tokenizer
         answers = []
         for tokens in generated:
+            if tokens is None:
+                answers.append(Answer("", 0, ABSTAINED))
+                continue
             end = next((i for i, token in enumerate(tokens) if token in stops), None)
             kept = list(tokens[:end])
             text = tokenizer.decode(kept, skip_special_tokens=True)
@@ -114,7 +155,7 @@ class Extractor:
         rejections = []
         finite = []
         for row, sample in enumerate(samples):
-            places = self._not_finite(states, row)
+            places = self._not_finite(states, row) or _not_finite_scores(states, answers[row], row)
             if places:
                 error = f"values are not finite: {', '.join(places)}"
                 rejections.append((row_key(sample.job), Rejection(Reason.NOT_FINITE, error)))
@@ -175,7 +216,18 @@ class Extractor:
                 "vision_encoder": states.vision_encoder[rows],
                 **{position: states.tokens[rows, p] for p, position in enumerate(positions)},
             },
+            scores={name: states.scores[name][rows] for name in self._layout.scores},
         )
+
+
+def _not_finite_scores(states: CapturedStates, answer: Answer, row: int) -> list[str]:
+    """As `_not_finite`. An answer that was not generated has no `mean_logprob`."""
+    is_silent = answer.finish_reason in (ABSTAINED, "skipped")
+    return [
+        name
+        for name, values in states.scores.items()
+        if not np.isfinite(values[row]) and not (is_silent and name == "mean_logprob")
+    ]
 
 
 def _int64(values: list[int]) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from halp_store.layout import DEFAULT_POSITIONS, Layout
+from halp_store.layout import ANSWER_SCORES, DEFAULT_POSITIONS, Layout
 from halp_worker.fates import FatalError
 from halp_worker.model.inputs import render, user_turn
 from halp_worker.model.loading import LoadedModel
 from halp_worker.model.parts import decoder_devices, shard_count
 from halp_worker.model.positions import POSITIONS
+from halp_worker.model.risk import Foresight
 from halp_worker.model.segments import attention_kernel
 
 
@@ -44,9 +46,17 @@ def choose_positions(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in POSITIONS if name in {*DEFAULT_POSITIONS, *wanted})
 
 
-def layout_of(loaded: LoadedModel, layers: tuple[int, ...], positions: tuple[str, ...]) -> Layout:
-    """The store's layout: sizes from the model, and the fingerprint of all that shapes a number."""
-    return Layout(
+def layout_of(
+    loaded: LoadedModel,
+    layers: tuple[int, ...],
+    positions: tuple[str, ...],
+    foresight: Foresight | None = None,
+) -> Layout:
+    """The store's layout: sizes from the model, and the fingerprint of all that shapes a number.
+
+    Raises FatalError if the probe is not one for this layout.
+    """
+    layout = Layout(
         layers=layers,
         positions=positions,
         hidden_size=loaded.hidden_size,
@@ -64,6 +74,15 @@ def layout_of(loaded: LoadedModel, layers: tuple[int, ...], positions: tuple[str
                 "eos_token_id": list(loaded.generation.stop_tokens),
             },
         },
+        scores=ANSWER_SCORES,
+    )
+    if foresight is None:
+        return layout
+    foresight.check(layout)
+    return replace(
+        layout,
+        fingerprint={**layout.fingerprint, "probe": foresight.fingerprint()},
+        scores=(*ANSWER_SCORES, "risk"),
     )
 
 

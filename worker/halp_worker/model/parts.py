@@ -61,9 +61,9 @@ def run_decoder(
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-def next_tokens(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """Greedy: states after the norm (B, D) -> (B,) int64."""
-    return model.lm_head(states).argmax(dim=-1)  # type: ignore[no-any-return]
+def next_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """States after the norm (B, D) -> (B, V), in the model's dtype."""
+    return model.lm_head(states)  # type: ignore[no-any-return]
 
 
 def shard_count(model: Any) -> int:

@@ -5,8 +5,8 @@ Each image and each prefix once, each question's own tokens once, no padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Self
 
@@ -44,28 +44,40 @@ class CapturedStates:
     tokens: (B, P, L, D), residual stream after the layer, before the final norm.
     vision_only: (B, D), mean over the image's merged tokens.
     vision_encoder: (B, V), mean over the image's patches before the merger.
+    scores: name -> (B,).
     """
 
     tokens: npt.NDArray[np.float32]
     vision_only: npt.NDArray[np.float32]
     vision_encoder: npt.NDArray[np.float32]
+    scores: Mapping[str, npt.NDArray[np.float32]]
 
     def take(self, rows: npt.NDArray[np.int64]) -> Self:
-        return type(self)(*(getattr(self, one.name)[rows] for one in fields(self)))
+        return type(self)(
+            self.tokens[rows],
+            self.vision_only[rows],
+            self.vision_encoder[rows],
+            {name: values[rows] for name, values in self.scores.items()},
+        )
 
 
-def to_host(parts: Sequence[Prefilled]) -> CapturedStates:
-    """The states of all chunks in ONE copy to the host."""
+def to_host(parts: Sequence[Prefilled], scores: Mapping[str, torch.Tensor]) -> CapturedStates:
+    """The states of all chunks, and the (B,) scores of their rows, in ONE copy to the host."""
     device = parts[0].vision_only.device
+    states = ("tokens", "vision_only", "vision_encoder")
     tensors = [
-        torch.cat([getattr(part, one.name).to(device, torch.float32) for part in parts])
-        for one in fields(CapturedStates)
+        torch.cat([getattr(part, one).to(device, torch.float32) for part in parts])
+        for one in states
     ]
+    tensors += [one.to(device, torch.float32) for one in scores.values()]
     flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
     splits = np.cumsum([tensor.numel() for tensor in tensors])[:-1]
-    arrays = np.split(flat, splits)
+    tokens, vision_only, vision_encoder, *others = (
+        array.reshape(tensor.shape)
+        for array, tensor in zip(np.split(flat, splits), tensors, strict=True)
+    )
     return CapturedStates(
-        *(array.reshape(tensor.shape) for array, tensor in zip(arrays, tensors, strict=True))
+        tokens, vision_only, vision_encoder, dict(zip(scores, others, strict=True))
     )
 
 
