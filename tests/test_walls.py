@@ -39,9 +39,27 @@ def test_the_store_needs_neither_torch_nor_redis_nor_another_room():
     assert not loaded & (HEAVY | {"redis", "xarray", "halp_worker", "halp_producer"})
 
 
+def test_the_probes_need_neither_torch_nor_redis_nor_the_other_rooms():
+    """Every module of it: labels and probes are for people with a store and a laptop."""
+    loaded = loaded_by("halp_probe", deep=True)
+    assert not loaded & (HEAVY | {"redis", "h5py", "halp_worker", "halp_producer"})
+
+
+def test_judging_needs_the_standard_library_alone():
+    """Every module of it: the dashboard and the demo judge with it."""
+    loaded = loaded_by("halp_probe.judging", deep=True)
+    assert not loaded & (HEAVY | {"numpy", "zarr", "sklearn", "requests", "typer", "halp_store"})
+
+
+def test_a_worker_reads_a_probe_without_what_trained_it():
+    """numpy and safetensors are enough."""
+    loaded = loaded_by("halp_probe.probe")
+    assert not loaded & (HEAVY | {"zarr", "sklearn", "scipy", "matplotlib", "requests", "typer"})
+
+
 def test_importing_a_room_costs_nothing():
     """The packages themselves load none of the libraries they use."""
-    loaded = loaded_by("halp_store", "halp_worker")
+    loaded = loaded_by("halp_store", "halp_worker", "halp_probe")
     assert not loaded & (HEAVY | {"numpy", "zarr", "redis", "xarray"})
 
 
@@ -68,6 +86,11 @@ def test_the_command_line_does_not_load_the_dashboard():
     assert not loaded_by("halp_worker.cli") & {"starlette", "uvicorn", "zarr", "PIL"}
 
 
+def test_the_help_of_the_probes_is_instant():
+    """No command's file loads what it works with."""
+    assert not loaded_by("halp_probe.cli") & {"numpy", "zarr", "sklearn", "matplotlib", "jinja2"}
+
+
 def test_the_loop_does_not_know_torch():
     """It sees batches and rows, never a tensor."""
     assert not loaded_by("halp_worker.service", "halp_worker.assembly") & HEAVY
@@ -82,6 +105,9 @@ def test_the_loop_does_not_know_torch():
         ("halp_worker", "uvicorn", ["dashboard", "--store", "x"], "dashboard"),
         ("halp_store", "zarr", ["info", "x"], "store"),
         ("halp_store", "numpy", ["get", "x", "y"], "store"),
+        ("halp_probe", "sklearn", ["evaluate", "x"], "probe"),
+        ("halp_probe", "zarr", ["label", "x", "--judge", "auto"], "probe"),
+        ("halp_probe", "jinja2", ["report", "x", "y"], "probe"),
     ],
 )
 def test_a_command_whose_extra_is_missing_names_it(module, lacking, arguments, extra, tmp_path):

@@ -18,13 +18,19 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from halp_probe.cli import app as probe
 from halp_producer.cli import app as producer
 from halp_store.cli import app as store
 from halp_worker.cli import app as worker
 
 HERE: Final = Path(__file__).parent
 
-PROGRAMS: Final = {"halp-producer": producer, "halp-worker": worker, "halp-store": store}
+PROGRAMS: Final = {
+    "halp-producer": producer,
+    "halp-worker": worker,
+    "halp-store": store,
+    "halp-probe": probe,
+}
 
 _COMMON_EXITS: Final = {
     "0": "all is well",
@@ -42,6 +48,7 @@ EXIT_CODES: Final = {
         "128 + signal": "`run`: stopped at once by a second signal; nothing is lost",
     },
     "halp-store": _COMMON_EXITS,
+    "halp-probe": _COMMON_EXITS,
 }
 """A command that exits otherwise, or has more to say of it, does so in its text."""
 

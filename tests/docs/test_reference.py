@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
-PROGRAMS = ("halp-producer", "halp-worker", "halp-store")
+PROGRAMS = ("halp-producer", "halp-worker", "halp-store", "halp-probe")
 
 
 def test_the_pages_are_what_make_reference_writes(reference):

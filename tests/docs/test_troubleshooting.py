@@ -22,6 +22,9 @@ ERRORS = {
     *("ServerError", "DatasetError", "ScratchError", "LineError", "UnknownRunError"),
     "AskError",
     *("BadAddress", "RemoteExtraMissing", "NothingToMeasure", "ExportError", "SelectionError"),
+    *("ProbeError", "BadProbe", "UnknownRepresentation", "CannotSplit", "NoRows"),
+    *("CannotTrain", "NoLabels", "DamagedLabels", "BadLabelsFile", "BadProgram"),
+    *("EndpointFailed", "UnfinishedBusy"),
     *("ImportRefused", "OutputExists", "PermissionError", "ConnectionError", "TimeoutError"),
 }
 """What they say is printed for a person, as it is."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from halp_probe.judging.endpoint import KEY_VARIABLE
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
@@ -79,9 +81,10 @@ def test_a_command_line_that_no_program_takes_is_found(line, reference):
 
 @pytest.mark.parametrize("page", PAGES, ids=_named)
 def test_every_variable_is_one_that_something_reads(page, reference):
-    """Each HALP_ name is an option's variable, or one of the compose file."""
+    """Each HALP_ name is an option's variable, one of the compose file, or a judge's key."""
     known = {option.environment for one in _known(reference).values() for option in one.options} | {
-        *re.findall(r"HALP_\w+", (ROOT / "docker-compose.yml").read_text())
+        *re.findall(r"HALP_\w+", (ROOT / "docker-compose.yml").read_text()),
+        KEY_VARIABLE,
     }
     assert {*re.findall(r"\bHALP_[A-Z]\w*", page.read_text())} <= known
 

@@ -125,20 +125,22 @@ def _show(console: Console, store: Store, images: Path) -> None:
     console.print("[bold]8.[/] Against the truth: what is wrong is a hallucination of this model")
     console.print(accuracy_table(verdicts))
     plot = images.with_name("plot.png")
-    right = {one.question_id: one.right for one in verdicts}
-    layer = draw_projection(store, right, plot)
+    labels = {one.question_id: one.label for one in verdicts}
+    layer = draw_projection(store, labels, plot)
     console.print(f"[bold]9.[/] {COLUMN} at layer {layer}, right and wrong answers: {plot}")
     _say_next(console, store, images, verdicts)
 
 
 def _say_next(console: Console, store: Store, images: Path, verdicts: Sequence[Verdict]) -> None:
     """Commands to try on what is there; each is what was printed by trying it."""
-    wrong = next((one.question_id for one in verdicts if not one.right), store.ids[0])
+    wrong = next((one.question_id for one in verdicts if one.wrong), store.ids[0])
     ids, matrix = store.array(COLUMN, layer=store.layers[-2])
     console.print("\n[bold]Next:[/]")
     for line in (
         f"$ {_program('halp-worker')} dashboard --store {store.path} --image-root {images}",
         f"$ {_program('halp-store')} get {store.path} {wrong}",
+        f"$ {_program('halp-probe')} report {store.path} {images.with_name('report')} "
+        f"--image-root {images}",
         f"$ {_program('python')}",
         ">>> from halp_store import open_store",
         f'>>> store = open_store("{store.path}")',
