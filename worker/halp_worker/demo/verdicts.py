@@ -77,7 +77,7 @@ def answer_table(verdicts: Sequence[Verdict], images: Path) -> Table:
     table.add_column("question", ratio=1)
     for name, width in (("answer", 8), ("truth", 8)):
         table.add_column(name, no_wrap=True, overflow="ellipsis", width=width)
-    table.add_column("", width=9)
+    table.add_column("", width=max(len(one.label) for one in verdicts))
     table.add_column("picture", no_wrap=True, width=max(len(_shown(images, v)) for v in verdicts))
     for one in verdicts:
         table.add_row(
