@@ -202,7 +202,7 @@ def test_processes_at_once_all_survive(path):
 def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
     """At any step, and what was there before stays."""
     write_labels(store, "mine", VERDICTS)
-    for step in ("_write_rows", "_write_about", "_sync"):
+    for step in ("write_rows", "write_about", "sync"):
         with monkeypatch.context() as patched:
 
             def fail(*_):
@@ -292,6 +292,17 @@ def test_labels_are_made_where_there_are_none(store):
     assert ensure_labels(store, judge="exact").judge == "exact"
     with pytest.raises(NoLabels, match="no labels of judge 'anna'"):
         ensure_labels(store, judge="anna")
+
+
+def test_labels_that_rows_came_after_are_made_again(store):
+    """As the next version; those of a judge with options of its own are left alone."""
+    first, *_ = ensure_labels(store).verdicts
+    some = {first: ensure_labels(store).verdicts[first]}
+    write_labels(store, "auto", some)
+    assert ensure_labels(store).version == 3
+    assert set(ensure_labels(store).verdicts) == set(store)
+    write_labels(store, "auto", some, options={"synonyms": [["couch", "seat"]]})
+    assert set(ensure_labels(store).verdicts) == {first}
 
 
 def test_the_tables_of_a_store_are_listed(halp_probe, store):

@@ -7,9 +7,6 @@ Refuses to know how a verdict came to be.
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import re
 import shutil
 import uuid
@@ -23,30 +20,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 from halp_probe.errors import ProbeError
 from halp_probe.judging.judges import NAMES, judge_named
-from halp_probe.judging.verdict import Kind, Label, Verdict
+from halp_probe.judging.verdict import Label, Verdict
+from halp_probe.label_files import (
+    ABOUT_FILE,
+    FORMAT_VERSION,
+    ROWS_FILE,
+    DamagedLabels,
+    read_about,
+    read_rows,
+    sync,
+    write_about,
+    write_rows,
+)
 from halp_probe.questions import questions_of
 from halp_store.address import is_url
 
 if TYPE_CHECKING:
     from halp_store.view import View
 
-FORMAT_VERSION: Final = 1
-COLUMNS: Final = ("question_id", "label", "rule", "kind", "note")
-ROWS_FILE: Final = "labels.csv"
-ABOUT_FILE: Final = "labels.json"
 _JUDGE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 """A judge's name is a folder's name on every file system."""
 _VERSION: Final = re.compile(r"\d{6}")
-_LARGEST_CELL: Final = 1 << 24
-"""Characters; the csv module's own limit is 131,072, and an answer may be a note."""
 
 
 class NoLabels(ProbeError):  # noqa: N818 - named for what it says
     """There is no such table; the message says which there are."""
-
-
-class DamagedLabels(ProbeError):  # noqa: N818 - as above
-    """A table is not what was written; the message says the file and the line."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +103,11 @@ def write_labels(
     aside = folder / f".partial-{uuid.uuid4().hex}"
     aside.mkdir()
     try:
-        _write_rows(aside / ROWS_FILE, verdicts)
+        write_rows(aside / ROWS_FILE, verdicts)
         number = _next_version(folder)
         while True:
-            _write_about(aside / ABOUT_FILE, {**about, "version": number})
-            _sync(aside)
+            write_about(aside / ABOUT_FILE, {**about, "version": number})
+            sync(aside)
             try:
                 # Onto a folder that has files, a rename fails: whoever came first stays.
                 aside.rename(folder / f"{number:06}")
@@ -122,7 +120,7 @@ def write_labels(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     for one in (folder, folder.parent, folder.parent.parent):
-        _sync(one)
+        sync(one)
     return LabelTable(
         judge, number, {**about, "version": number}, dict(verdicts), folder / f"{number:06}"
     )
@@ -153,14 +151,18 @@ def read_labels(
 
 
 def ensure_labels(store: View, given: Path | None = None, judge: str = "auto") -> LabelTable:
-    """The newest table of a judge; without one, the judge's verdicts over the whole store are
-    written as its first. given: as of `labels_folder`.
+    """The newest table of a judge. Without one, or where rows came after it, the judge's verdicts
+    over the whole store are written as its next. given: as of `labels_folder`.
 
+    A table that was made with options of its own is taken as it is.
     Raises NoLabels where the judge is none that judges by itself, DamagedLabels, ProbeError,
     OSError, or DamagedSegment.
     """
     if judge in _tables(labels_folder(store.path, given)) or judge not in NAMES:
-        return read_labels(store, judge, None, given)
+        table = read_labels(store, judge, None, given)
+        is_whole = all(one in table.verdicts for one in store.ids)
+        if is_whole or judge not in NAMES or table.about.get("options"):
+            return table
     judged = judge_named(judge)
     verdicts = {one.question_id: judged(one) for one in questions_of(store)}
     return write_labels(store, judge, verdicts, given=given)
@@ -175,7 +177,7 @@ def list_labels(
     """
     top = labels_folder(_path(store), given)
     return tuple(
-        (judge, number, _read_about(top / judge / f"{number:06}", judge, number))
+        (judge, number, read_about(top / judge / f"{number:06}", judge, number))
         for judge, numbers in _tables(top).items()
         for number in numbers
     )
@@ -239,85 +241,12 @@ def _package_version() -> str:
         return "unknown"
 
 
-def _write_rows(path: Path, verdicts: Mapping[str, Verdict]) -> None:
-    with path.open("x", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        # The writer quotes no carriage return, at which a reader ends a line.
-        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        rows.writerow(COLUMNS)
-        for question_id, one in verdicts.items():
-            cells = [question_id, one.label, one.rule, one.kind, one.note]
-            (quoted if any("\r" in cell for cell in cells) else rows).writerow(cells)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_about(path: Path, about: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(about, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read(folder: Path, judge: str, number: int) -> LabelTable:
-    about = _read_about(folder, judge, number)
-    verdicts = _read_rows(folder / ROWS_FILE)
+    about = read_about(folder, judge, number)
+    verdicts = read_rows(folder / ROWS_FILE)
     if len(verdicts) != about["rows"]:
         raise DamagedLabels(
             f"{folder / ROWS_FILE}: expected {about['rows']:,} rows as {ABOUT_FILE} says, got "
             f"{len(verdicts):,}; label again, which makes the next version"
         )
     return LabelTable(judge, number, about, verdicts, folder)
-
-
-def _read_about(folder: Path, judge: str, number: int) -> dict[str, Any]:
-    path = folder / ABOUT_FILE
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedLabels(f"{path}: is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedLabels(f"{path}: is no JSON: {error}") from error
-    if not isinstance(about, dict) or about.get("format_version") != FORMAT_VERSION:
-        raise DamagedLabels(f"{path}: expected an object with format_version {FORMAT_VERSION}")
-    for name, expected in (("judge", judge), ("version", number)):
-        if about.get(name) != expected:
-            raise DamagedLabels(f"{path}: {name}: expected {expected!r}, got {about.get(name)!r}")
-    if not isinstance(about.get("rows"), int) or not isinstance(about.get("labels"), dict):
-        raise DamagedLabels(f"{path}: expected rows and labels, got {sorted(about)}")
-    return about
-
-
-def _read_rows(path: Path) -> dict[str, Verdict]:
-    found: dict[str, Verdict] = {}
-    csv.field_size_limit(_LARGEST_CELL)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            if (header := next(rows, None)) != list(COLUMNS):
-                raise DamagedLabels(f"{path}:1: expected {','.join(COLUMNS)}, got {header}")
-            for row in rows:
-                where = f"{path}:{rows.line_num}"
-                if len(row) != len(COLUMNS):
-                    raise DamagedLabels(f"{where}: expected {len(COLUMNS)} cells, got {len(row)}")
-                question_id, label, rule, kind, note = row
-                if question_id in found:
-                    raise DamagedLabels(f"{where}: {question_id!r} is there twice")
-                try:
-                    found[question_id] = Verdict(Label(label), rule, Kind(kind), note)
-                except ValueError as error:
-                    raise DamagedLabels(f"{where}: {error}") from error
-    except FileNotFoundError:
-        raise DamagedLabels(f"{path}: is missing") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DamagedLabels(f"{path}: is no table: {error}") from error
-    return found
