@@ -1,6 +1,5 @@
 """The page in headless Chromium, over a real server and a real store."""
 
-import shutil
 import time
 
 import pytest
@@ -11,16 +10,7 @@ from halp_producer.enqueue import enqueue_jobs
 
 from .conftest import write_picture, write_rows
 
-CHROMIUM = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="no chromium and chromedriver on PATH (Debian: apt-get install chromium-driver)",
-    ),
-]
+pytestmark = pytest.mark.slow
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",
@@ -28,26 +18,6 @@ HOSTILE = (
     "javascript:window.hacked=1//{{7*7}}${7*7}",
     "\u202ereversed\u202c \x00\x1b[31m\ufffd",
 )
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory):
-    """One browser for all tests; it has a new profile and talks to nobody but us."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for one in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{one}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 class Page:

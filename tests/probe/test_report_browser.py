@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -12,38 +11,9 @@ from halp_store.reader import open_store
 
 from .report_evaluation import make_evaluation, make_verdicts, write_store
 
-CHROMIUM = shutil.which("chromium")
-DRIVER = shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="no chromium and chromedriver on PATH (Debian: apt-get install chromium-driver)",
-    ),
-]
+pytestmark = pytest.mark.slow
 
 HOSTILE = '"><img src=x onerror="window.hacked = 1"><script>window.hacked = 1</script>'
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    """It has a new profile, and says what it asked the network for."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for one in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{one}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module", params=["plain", "hostile"])

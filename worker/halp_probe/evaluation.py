@@ -294,7 +294,9 @@ def _model(store: View) -> str:
     if isinstance(model, Mapping):
         return "@".join(str(model[key]) for key in ("id", "revision") if model.get(key))
     revision = store.layout.fingerprint.get("revision")
-    return f"{model}@{revision[:_REVISION]}" if isinstance(revision, str) else str(model)
+    if not isinstance(revision, str):
+        return str(model)
+    return f"{model}@{revision.removeprefix('sha256:')[:_REVISION]}"
 
 
 def _described(
