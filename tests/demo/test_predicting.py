@@ -40,7 +40,7 @@ def test_the_model_is_wrong_often_enough_to_study(found):
 
 def test_the_states_know_more_than_the_kind_of_question(found):
     """Their interval begins above the end of the baseline's."""
-    _, _, kind = auroc(found, "question kind")
+    _, _, kind = auroc(found, "question kind only")
     for layer in (4, 6, 7):
         value, low, _ = auroc(found, f"query_token@{layer}")
         assert low > kind
@@ -69,5 +69,5 @@ def test_the_unbiased_choice_is_not_above_the_one_that_was_picked_on_the_test(fo
 
 def test_folds_by_question_inflate_what_knows_the_picture(found):
     """The planted leak: seven questions share a picture, and its noise."""
-    (leak,) = [one for one in found["leaks"] if one["name"] == "vision_only"]
-    assert leak["by_question"]["value"] > leak["by_image"]["value"] + 0.003
+    (leak,) = [one for one in found["leaks"] if one["name"] == "vision_token@6"]
+    assert leak["by_question"]["value"] > leak["by_image"]["value"] + 0.01
