@@ -3,6 +3,8 @@
 import itertools
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -145,16 +147,28 @@ def test_damage_comes_out(tmp_path, commit):
         next(store.follow())
 
 
+WAITING = """
+import signal, sys
+from halp_store import open_store
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
+store = open_store(sys.argv[1])
+try:
+    print("waits", flush=True)
+    next(store.follow(poll_seconds=60))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
 def test_it_can_be_interrupted(tmp_path, commit):
-    """SIGINT ends a long pause at once."""
+    """SIGINT ends a long pause at once; in a process whose signals nobody else takes."""
     commit("a")
-    store = open_store(tmp_path)
-    main = threading.main_thread().ident
-    timer = threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(store.follow(poll_seconds=60))
-    timer.join()
+    command = [sys.executable, "-c", WAITING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout.readline() == "waits\n"
+        waiting.send_signal(signal.SIGINT)
+        said, _ = waiting.communicate(timeout=30)
+    assert said == "interrupted\n"
 
 
 def test_a_writer_is_followed_while_it_writes(tmp_path, commit):
