@@ -17,7 +17,8 @@ QUICK = ("--classifiers", "logistic", "--seeds", "1", "--bootstrap", "100", "--j
 
 def run(*arguments):
     """Exit code, stdout, stderr."""
-    done = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    wide = {"COLUMNS": "200"}  # whatever terminal the tests are run on
+    done = CliRunner(env=wide).invoke(app, ["evaluate", *map(str, arguments)])
     return done.exit_code, done.stdout, done.stderr
 
 
