@@ -12,7 +12,6 @@ from halp_probe.mlp import (
     Mlp,
     MlpSettings,
     train_mlp,
-    with_epochs,
 )
 
 SMALL = MlpSettings(sizes=(16, 8, 4), epochs=5)
@@ -124,7 +123,9 @@ def test_it_learns_what_there_is():
     x, wrong = _rows(800, noise=0.3)
     unseen, truth = _rows(400, seed=1, noise=0.3)
     for settings in (PUBLISHED, CORRECTED):
-        network, _ = train_mlp(x, wrong, with_epochs(settings, 8), seed=0)
+        network, _ = train_mlp(
+            x, wrong, dataclasses.replace(settings, epochs=8, patience=None), seed=0
+        )
         assert _auroc(truth, network.risk(unseen)) > 0.93
 
 
@@ -132,7 +133,9 @@ def test_shuffled_labels_teach_nothing():
     """Nothing but the labels tells wrong from right."""
     x, wrong = _rows(400)
     shuffled = np.random.default_rng(5).permutation(wrong)
-    network, _ = train_mlp(x, shuffled, with_epochs(CORRECTED, 5), seed=0)
+    network, _ = train_mlp(
+        x, shuffled, dataclasses.replace(CORRECTED, epochs=5, patience=None), seed=0
+    )
     unseen, truth = _rows(1000, seed=1)
     assert abs(_auroc(truth, network.risk(unseen)) - 0.5) < 0.12
 
@@ -161,7 +164,9 @@ def test_patience_goes_back_to_the_best_epoch():
     x, wrong = _rows(300, noise=0.1)
     settings = dataclasses.replace(SMALL, epochs=30, patience=2)
     stopped, epoch = train_mlp(x, wrong, settings, seed=0, validation=(x, ~wrong))
-    once, _ = train_mlp(x, wrong, with_epochs(settings, epoch), seed=0)
+    once, _ = train_mlp(
+        x, wrong, dataclasses.replace(settings, epochs=epoch, patience=None), seed=0
+    )
     assert epoch < 5
     for left, right in zip(stopped.weights, once.weights, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)

@@ -85,7 +85,7 @@ def evaluate(
 
         from halp_probe.evaluation import Settings
         from halp_probe.evaluation import evaluate as evaluated
-        from halp_probe.labels import ensure_labels, read_labels
+        from halp_probe.labels import labels_of
         from halp_store.reader import open_store
 
         settings = Settings(
@@ -100,11 +100,7 @@ def evaluate(
             source_field,
         )
         whole = open_store(store)
-        if label_version is None:
-            # A judge that needs nothing but the rows judges them now, if it has not yet.
-            found = ensure_labels(whole, labels, judge)
-        else:
-            found = read_labels(whole, judge, label_version, labels)
+        found = labels_of(whole, judge, label_version, labels)
         with progress_bar("evaluation") as told:
             evaluation = evaluated(
                 whole, found.verdicts, f"{found.judge} {found.version}", settings, told

@@ -91,17 +91,14 @@ def fit(
     with explained():
         from halp_probe.fit import How, Origin
         from halp_probe.fit import fit as fitted
-        from halp_probe.labels import ensure_labels, read_labels
+        from halp_probe.labels import labels_of
         from halp_probe.probe import save_probe
         from halp_probe.rows import load_rows
         from halp_store.exchange.unfinished import check_free, unfinished
 
         check_free(save, is_folder=False, force=force)
         whole = opened(store)
-        if label_version is None:
-            found = ensure_labels(whole, labels, judge)
-        else:
-            found = read_labels(whole, judge, label_version, labels)
+        found = labels_of(whole, judge, label_version, labels)
         rows = load_rows(whole, found.verdicts)
         how = How(
             representations_asked(whole, [representation]),

@@ -120,12 +120,9 @@ def report(
 
 def _labels(store: View, judge: str, version: int | None, given: Path | None) -> LabelTable:
     """Those of a judge that needs nothing are made where there are none."""
-    from halp_probe.labels import ensure_labels, read_labels
+    from halp_probe.labels import labels_of
 
-    if version is not None:
-        table = read_labels(store, judge, version, given)
-    else:
-        table = ensure_labels(store, given, judge)
+    table = labels_of(store, judge, version, given)
     typer.echo(f"labels: {table.path}", err=True)
     return table
 

@@ -28,7 +28,7 @@ from halp_probe.features import Matrix, read_features
 from halp_probe.network import Floats
 from halp_probe.probe import Probe, identity_of
 from halp_probe.representation import Representations, name_of, representations_of
-from halp_probe.results import Interval
+from halp_probe.results import Interval, plain
 from halp_probe.splits import folds
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def fit(store: View, rows: Rows, how: How, origin: Origin, *, told: Told | None 
         "representation": name_of(best[0]),
         "classifier": how.classifier,
         "chosen": dict(best[1].chosen),
-        "chosen_among": {name: _plain(value) for name, value in inner.items()},
+        "chosen_among": plain(inner),
         "picks": picks,
         "seed": how.seed,
         "folds": how.folds,
@@ -208,15 +208,12 @@ def _of_rows(rows: Rows, origin: Origin, store: View) -> dict[str, Any]:
 def _figures(risk: Floats, rows: Rows, plan: Plan) -> dict[str, Any]:
     interval = interval_of(risk, rows, plan)
     return {
-        "auroc": {name: _plain(value) for name, value in asdict(interval).items()},
+        "auroc": plain(asdict(interval)),
         "risk_quantiles": {
             str(at): float(value)
             for at, value in zip(_QUANTILES, np.quantile(risk, _QUANTILES), strict=True)
         },
-        "thresholds": [
-            {name: _plain(value) for name, value in asdict(one).items()}
-            for one in thresholds_of(risk, rows.wrong)
-        ],
+        "thresholds": plain([asdict(one) for one in thresholds_of(risk, rows.wrong)]),
     }
 
 
@@ -227,8 +224,3 @@ def _share(wrong: npt.NDArray[np.bool_]) -> float:
 def _order(auroc: float) -> float:
     """NaN, of rows of one class, is never better."""
     return -math.inf if math.isnan(auroc) else auroc
-
-
-def _plain(value: float) -> float | None:
-    """Of JSON, which has no NaN."""
-    return None if math.isnan(value) else value

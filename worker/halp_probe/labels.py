@@ -168,6 +168,15 @@ def ensure_labels(store: View, given: Path | None = None, judge: str = "auto") -
     return write_labels(store, judge, verdicts, given=given)
 
 
+def labels_of(
+    store: View, judge: str, version: int | None = None, given: Path | None = None
+) -> LabelTable:
+    """The version that is asked for, or what `ensure_labels` gives. Raises what both raise."""
+    if version is None:
+        return ensure_labels(store, given, judge)
+    return read_labels(store, judge, version, given)
+
+
 def list_labels(
     store: View | str, given: Path | None = None
 ) -> tuple[tuple[str, int, Mapping[str, Any]], ...]:

@@ -11,7 +11,6 @@ Not guaranteed: the same bits from another BLAS. N rows, F features, H units of 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -315,11 +314,6 @@ class _Watched:
         if loss < self._lowest:
             self._lowest, self.epoch, self.best = loss, epoch, mlp.state()
         return epoch - self.epoch >= self._patience
-
-
-def with_epochs(settings: MlpSettings, epochs: int) -> MlpSettings:
-    """For training once more, on the validation rows too: so many epochs, no patience."""
-    return dataclasses.replace(settings, epochs=epochs, patience=None)
 
 
 def _row_weights(wrong: Wrong, *, wanted: bool) -> Floats:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halp_probe.results import Interval
+from halp_probe.results import Interval, plain
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """NaN is null."""
-        found: dict[str, Any] = _plain(asdict(self))
+        found: dict[str, Any] = plain(asdict(self))
         return found
 
 
@@ -110,14 +110,3 @@ def _interval(one: Interval | None) -> str:
 
 def _figure(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _plain(value: Any) -> Any:
-    """Of JSON, which has no NaN and no tuples."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -147,8 +147,8 @@ class Evaluation:
             "transfers": [asdict(one) for one in self.transfers],
             "leaks": [asdict(one) for one in self.leaks],
         }
-        plain: dict[str, Any] = _plain(whole)
-        return plain
+        found: dict[str, Any] = plain(whole)
+        return found
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
@@ -163,12 +163,12 @@ def _entry(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Of JSON, which has no NaN and no tuples."""
+def plain(value: Any) -> Any:
+    """As JSON has it, which knows no NaN and no tuples."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
