@@ -86,7 +86,7 @@ class DamagedSegment(StoreError):
                 "those that were pruned have to be enqueued again"
             )
         else:
-            kind, path = "segment", f"{SEGMENTS}/{segment}"
+            kind, path = "segment", _path(segment)
             instead = f"or delete {path} and enqueue its questions again"
         super().__init__(
             f"{where}: {kind} {segment}: {part}: {what}; restore {path} from a copy, {instead}"
@@ -152,6 +152,58 @@ class PruneRefused(StoreError):
         )
 
 
+class ForeignSegment(DamagedSegment):
+    """A segment or generation below this root was written for another store or configuration."""
+
+    def __init__(self, where: str, segment: str, what: str) -> None:
+        self.segment, self.array = segment, None
+        kind, path = (
+            ("generation", segment) if is_generation(segment) else ("segment", _path(segment))
+        )
+        StoreError.__init__(
+            self,
+            f"{where}: {kind} {segment} does not belong to this store: {what}; move {path} out of "
+            "this store; `halp-store merge` brings the rows of stores together",
+        )
+
+
+class StoreGone(StoreError):
+    """The root that was opened is not at its path any more: unmounted, moved, deleted, or another
+    store is there now. Nothing was acknowledged since."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"{where}: the store that was opened is not there any more: {what}; mount or move it "
+            "back and start again"
+        )
+
+
+class StoreUnavailable(StoreError, OSError):
+    """The disk or the bucket does not do what is asked of it now; the same call may work later.
+
+    errno: that of the operating system, or None.
+    """
+
+    def __init__(self, where: str, doing: str, error: OSError, remedy: str) -> None:
+        reason = error.strerror or str(error) or type(error).__name__
+        super().__init__(f"{where}: cannot {doing}: {reason}; {remedy}")
+        self.errno = error.errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, {**self.__dict__, "errno": self.errno})
+
+
+class LinkInStore(StoreError):
+    """Below the root there is a symbolic link, or something else that is no regular file."""
+
+    def __init__(self, where: str, path: str, kind: str = "a symbolic link") -> None:
+        self.path = path
+        super().__init__(
+            f"{where}: {path} is {kind}, and nothing below a store is opened, written or deleted "
+            "through one: put the files themselves in its place"
+        )
+
+
 class UnknownQuestion(StoreError, KeyError):
     """The store, as of its last refresh, has no row with this id."""
 
@@ -167,9 +219,15 @@ class UnknownQuestion(StoreError, KeyError):
         return self._text
 
 
+def _path(segment: str) -> str:
+    return f"{SEGMENTS}/{segment}"
+
+
 def _again(kind: type[StoreError], args: tuple[Any, ...], fields: Mapping[str, Any]) -> StoreError:
     error = kind.__new__(kind, *args)
-    error.__dict__.update(fields)
+    error.args = args  # an OSError's are set by its `__init__`
+    for name, value in fields.items():
+        setattr(error, name, value)
     return error
 
 
