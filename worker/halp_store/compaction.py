@@ -34,7 +34,7 @@ from halp_store.names import generation_name, group_prefix
 from halp_store.root import read_root
 from halp_store.row_order import RowOrder, order_rows
 from halp_store.segment import TOMBSTONE_DOCUMENT, parse_json
-from halp_store.storage import METADATA, PARTIAL, Storage
+from halp_store.storage import METADATA, Storage
 
 # A plan is given up only if its segments have gone; more often in a row means that it is broken.
 _PLANS_TRIED: Final = 4
@@ -182,7 +182,5 @@ def _scratch_folder(storage: Storage, wanted: Path | None, stack: ExitStack) -> 
         return wanted
     if isinstance(storage, LocalStorage):
         # Where the store has room, this has: a system's temporary folder may be in memory.
-        folder = storage.root / PARTIAL
-        folder.mkdir(exist_ok=True)
-        return folder
+        return storage.scratch_folder()
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="halp-compact-")))

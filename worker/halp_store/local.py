@@ -9,16 +9,35 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
+from halp_store.disk_faults import remedy_for
+from halp_store.errors import StoreError, StoreUnavailable
+from halp_store.root_folder import ABSENT, RootFolder, sync_folder
 from halp_store.storage import METADATA, PARTIAL
 
-# What file systems without hard links answer to link(2): FAT and some FUSE and network mounts.
-_NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+Result = TypeVar("Result")
 
+# What link(2) answers where it cannot make a hard link: FAT, AFS, and many FUSE and network mounts.
+_CANNOT_LINK: Final = {
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.EMLINK,
+    errno.ENOTTY,
+}
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Of a publish whose partial file a clean-up removed.
+_PUBLISH_TRIES: Final = 3
 # Syncs that run at once share a commit of the disk's journal: on a busy disk half the time.
 _SYNC_THREADS: Final = 8
 # A Zarr v2 group without arrays has nothing but dot files.
@@ -29,189 +48,334 @@ _CONCURRENCY: Final = 4
 
 
 class LocalStorage:
-    """A directory. It is made by the first write, not by construction."""
+    """A directory. Only `create_root` makes it.
+
+    May be pickled: a copy opens the same absolute path, whatever its process's folder is.
+    Everything that the operating system refuses is raised as StoreUnavailable.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self._folder = RootFolder(root, os.fspath(root))
+
+    @property
+    def root(self) -> Path:
+        return self._folder.path
 
     @property
     def where(self) -> str:
-        return str(self.root)
+        return self._folder.where
 
     @property
     def concurrency(self) -> int:
         return _CONCURRENCY
 
+    def create_root(self) -> None:
+        with self._attempt("make the folder"):
+            self._folder.create()
+
     def list_names(self, prefix: str) -> list[str]:
-        try:
-            with os.scandir(self.root / prefix) as entries:
-                return [entry.name for entry in entries if not entry.name.startswith(".")]
-        except FileNotFoundError:
-            return []
+        def names() -> list[str]:
+            with self._folder.listing(prefix) as folder:
+                return [name for name in _names(folder) if not name.startswith(".")]
+
+        return self._if_there(f"list {prefix}", names) or []
 
     def read(self, key: str) -> bytes | None:
-        try:
-            return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        def content() -> bytes:
+            with self._folder.reading(key) as descriptor, _opened(descriptor) as file:
+                return file.read()
+
+        return self._if_there(f"read {key}", content)
 
     def read_range(self, key: str, start: int, length: int) -> bytes | None:
-        try:
-            with (self.root / key).open("rb") as file:
-                whole = os.fstat(file.fileno()).st_size
+        def content() -> bytes:
+            with self._folder.reading(key) as descriptor, _opened(descriptor) as file:
+                whole = os.fstat(descriptor).st_size
                 file.seek(start if start >= 0 else max(0, whole + start))
                 return file.read(length)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+
+        return self._if_there(f"read {key}", content)
 
     def write(self, key: str, value: bytes) -> None:
-        path = self.root / key
-        try:
-            _create(path, value)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _create(path, value)
+        folder, _, name = key.rpartition("/")
+        with self._attempt(f"write {key}"):
+            try:
+                with self._folder.passing(folder) as parent:
+                    _create(parent, name, value)
+            except FileNotFoundError:
+                with self._folder.making(folder, durable=False) as parent:
+                    _create(parent, name, value)
 
     def sync(self, prefixes: Iterable[str]) -> None:
-        paths = [self.root / prefix for prefix in prefixes]
-        if paths:
-            with ThreadPoolExecutor(min(_SYNC_THREADS, len(paths))) as threads:
-                for _ in threads.map(_sync_directory, paths):
+        def sync_one(prefix: str) -> None:
+            with self._attempt(f"sync {prefix}"):
+                try:
+                    with self._folder.listing(prefix) as folder:
+                        sync_folder(folder)
+                except FileNotFoundError as error:
+                    self._folder.check()
+                    missing = f"{self.where}: {prefix} is not there any more; try again"
+                    raise _MissingFolderError(missing) from error
+
+        wanted = list(prefixes)
+        if wanted:
+            with ThreadPoolExecutor(min(_SYNC_THREADS, len(wanted))) as threads:
+                for _ in threads.map(sync_one, wanted):
                     pass
 
     def publish(self, key: str, value: bytes) -> bool:
-        target = self.root / key
-        _make_directory(target.parent)
-        partial = self.root / PARTIAL / uuid.uuid4().hex
-        try:
-            self.write(f"{PARTIAL}/{partial.name}", value)
-            won = _link(partial, target, value)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_directory(target.parent)
-        return won
+        folder, _, name = key.rpartition("/")
+        tries = 0
+        while True:
+            tries += 1
+            with self._attempt(f"create {key}"):
+                try:
+                    with self._folder.making(folder, durable=True) as parent:
+                        won = _publish(parent, name, value)
+                        sync_folder(parent)
+                        return won
+                except FileNotFoundError:
+                    # A clean-up took the partial file, or the whole folder.
+                    if tries == _PUBLISH_TRIES:
+                        raise
 
     def is_foreign(self) -> bool:
-        try:
-            names = {entry.name for entry in self.root.iterdir()}
-        except FileNotFoundError:
-            return False
-        except NotADirectoryError:
-            return True
+        def names() -> set[str]:
+            with self._folder.listing("") as folder:
+                return set(_names(folder))
+
+        found = self._if_there("list the folder", names)
+        if found is None:
+            return self._folder.is_blocked()
         # A mounted volume brings `lost+found`, a desktop its dot files, a fellow writer PARTIAL.
-        ours = {name for name in names if name.startswith(".") or name == "lost+found"} - _ZARR_V2
-        return METADATA not in names and names != ours
+        ours = {name for name in found if name.startswith(".") or name == "lost+found"} - _ZARR_V2
+        return METADATA not in found and found != ours
 
     def size(self) -> int:
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        return sum(
+            changed.st_size
+            for entry in self._below("")
+            if entry.is_file and (changed := _stat(entry.parent, entry.name))
+        )
 
     def list_keys(self, prefix: str) -> list[str]:
         return [
-            path.relative_to(self.root).as_posix()
-            for path, is_folder in _walk(self.root / prefix)
-            if not is_folder
+            entry.key
+            for entry in self._below(prefix)
+            if not entry.is_folder and not _is_partial(entry.name)
+        ]
+
+    def links(self, prefix: str = "") -> list[str]:
+        return [
+            entry.key for entry in self._below(prefix) if not (entry.is_folder or entry.is_file)
+        ]
+
+    def half_written(self) -> list[str]:
+        return [
+            entry.key
+            for entry in self._below("")
+            if entry.is_file
+            and (_is_partial(entry.name) or entry.key.rpartition("/")[0] == PARTIAL)
         ]
 
     def age_seconds(self, prefix: str) -> float | None:
-        top = self.root / prefix
-        times = [_changed(path) for path in (top, *(path for path, _ in _walk(top)))]
-        known = [one for one in times if one is not None]
-        return time.time() - max(known) if known else None
+        def itself() -> os.stat_result | None:
+            folder, _, name = prefix.rpartition("/")
+            with self._folder.passing(folder) as parent:
+                self._folder.refuse_link(parent, name or ".", prefix)
+                return _stat(parent, name or ".")
+
+        top = self._if_there(f"look at {prefix}", itself)
+        if top is None:
+            return None
+        times = [top.st_mtime]
+        times += [
+            found.st_mtime
+            for entry in self._below(prefix)
+            if (found := _stat(entry.parent, entry.name))
+        ]
+        return time.time() - max(times)
 
     def delete(self, prefix: str, keep: Collection[str] = ()) -> int:
-        top = self.root / prefix
-        kept = {self.root / key for key in keep}
-        if top.is_file():
-            return 0 if top in kept else _unlink(top)
+        """A link below `prefix` is removed itself; one on the way there is refused."""
+
+        def remove() -> int:
+            folder, _, name = prefix.rpartition("/")
+            with self._folder.passing(folder) as parent:
+                self._folder.refuse_link(parent, name, prefix)
+                try:
+                    with self._folder.listing(prefix) as inner:
+                        removed = self._empty(inner, prefix, keep)
+                except NotADirectoryError:
+                    return 0 if prefix in keep else _unlink(parent, name)
+                _remove_folder(parent, name)
+                return removed
+
+        return self._if_there(f"delete {prefix}", remove) or 0
+
+    def scratch_folder(self) -> Path:
+        """The folder for files that are removed after use, on the store's disk. Made if missing."""
+        with self._attempt(f"make {PARTIAL}"), self._folder.making(PARTIAL, durable=False):
+            return self.root / PARTIAL
+
+    def _empty(self, folder: int, path: str, keep: Collection[str]) -> int:
         removed = 0
-        for path, is_folder in _walk(top):
-            if is_folder:
-                _remove_folder(path)
-            elif path not in kept:
-                removed += _unlink(path)
-        _remove_folder(top)
+        for name, is_folder, _ in _entries(folder):
+            key = f"{path}/{name}" if path else name
+            if not is_folder:
+                removed += 0 if key in keep else _unlink(folder, name)
+                continue
+            with suppress(*ABSENT), self._folder.listing(key) as inner:
+                removed += self._empty(inner, key, keep)
+            _remove_folder(folder, name)
         return removed
 
+    def _below(self, prefix: str) -> Iterator[_Entry]:
+        """All below `prefix`, what a folder holds before the folder. What goes away meanwhile is
+        passed over."""
+        with self._attempt(f"list {prefix}"):
+            try:
+                with self._folder.listing(prefix) as folder:
+                    for name, is_folder, is_file in _entries(folder):
+                        key = f"{prefix}/{name}" if prefix else name
+                        if is_folder:
+                            yield from self._below(key)
+                        yield _Entry(folder, name, key, is_folder, is_file)
+            except ABSENT:
+                self._folder.check()
 
-def _create(path: Path, value: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    def _if_there(self, doing: str, read: Callable[[], Result]) -> Result | None:
+        """What `read` returns; None if there is no such key or folder in the store."""
+        with self._attempt(doing):
+            try:
+                return read()
+            except ABSENT:
+                self._folder.check()  # missing in the store, or the store itself?
+                return None
+
+    @contextmanager
+    def _attempt(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (StoreError, FileExistsError, _MissingFolderError):
+            raise
+        except OSError as error:
+            if isinstance(error, ABSENT):
+                with suppress(OSError):
+                    self._folder.check()
+            self._folder.forget(error.errno)
+            remedy = remedy_for(error, self._folder.path)
+            raise StoreUnavailable(self.where, doing, error, remedy) from error
+
+
+class _MissingFolderError(FileNotFoundError):
+    """A folder that was to be synced is not there."""
+
+
+class _Entry(NamedTuple):
+    """parent: descriptor of its folder, valid until the next entry is asked for."""
+
+    parent: int
+    name: str
+    key: str
+    is_folder: bool
+    is_file: bool
+
+
+def _create(parent: int, name: str, value: bytes) -> None:
+    """A new file, durable. Nothing of it stays if that fails."""
+    descriptor = os.open(name, _CREATE, 0o666, dir_fd=parent)
     try:
-        rest = memoryview(value)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        try:
+            rest = memoryview(value)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=parent)
+        raise
+
+
+def _publish(parent: int, name: str, value: bytes) -> bool:
+    """Raises FileNotFoundError if the folder or the partial file goes away meanwhile."""
+    partial = f"{PARTIAL}-{uuid.uuid4().hex}"
+    try:
+        _create(parent, partial, value)
+        return _link(parent, partial, name, value)
     finally:
-        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(partial, dir_fd=parent)
 
 
-def _link(partial: Path, target: Path, value: bytes) -> bool:
+def _link(parent: int, partial: str, name: str, value: bytes) -> bool:
     try:
-        os.link(partial, target)
+        os.link(partial, name, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
     except FileExistsError:
         return False
+    except FileNotFoundError:
+        if _stat(parent, name):
+            return False
+        raise
     except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
+        if error.errno not in _CANNOT_LINK:
             raise
         # Without hard links there is no atomic create-if-absent of a whole file. Exclusive
         # creation keeps the fence (one winner); a reader may see the file while it is empty,
         # which the index takes for absent, and a kill in between leaves it so: never a receipt.
         try:
-            _create(target, value)
+            _create(parent, name, value)
         except FileExistsError:
             return False
     return True
 
 
-def _make_directory(path: Path) -> None:
-    """With its parents, each new name durable."""
-    if not path.exists():
-        _make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
+def _opened(descriptor: int) -> BinaryIO:
+    return open(descriptor, "rb", closefd=False)
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _entries(folder: int) -> list[tuple[str, bool, bool]]:
+    """(name, whether it is a folder, whether it is a regular file) of all in an open folder."""
+    with os.scandir(folder) as entries:
+        return [
+            (
+                entry.name,
+                entry.is_dir(follow_symlinks=False),
+                entry.is_file(follow_symlinks=False),
+            )
+            for entry in entries
+        ]
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(f"{PARTIAL}-")
+
+
+def _stat(parent: int, name: str) -> os.stat_result | None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
-    """(path, whether it is a folder) of all below `top`, what a folder holds before the folder.
-
-    Links are not followed. What goes away meanwhile is passed over.
-    """
-    try:
-        with os.scandir(top) as entries:
-            found = [(Path(entry.path), entry.is_dir(follow_symlinks=False)) for entry in entries]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for path, is_folder in found:
-        if is_folder:
-            yield from _walk(path)
-        yield path, is_folder
-
-
-def _changed(path: Path) -> float | None:
-    try:
-        return path.lstat().st_mtime
-    except (FileNotFoundError, NotADirectoryError):
+        return os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except ABSENT:
         return None
 
 
-def _unlink(path: Path) -> int:
+def _unlink(parent: int, name: str) -> int:
     try:
-        path.unlink()
+        os.unlink(name, dir_fd=parent)
     except FileNotFoundError:
         return 0
     return 1
 
 
-def _remove_folder(path: Path) -> None:
+def _remove_folder(parent: int, name: str) -> None:
     try:
-        path.rmdir()
+        os.rmdir(name, dir_fd=parent)
     except FileNotFoundError:
         return
     except OSError as error:

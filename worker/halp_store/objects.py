@@ -75,6 +75,9 @@ class ObjectStorage:
     def concurrency(self) -> int:
         return _CONCURRENCY
 
+    def create_root(self) -> None:
+        """Nothing: a prefix is there with its first key. Nobody but the user makes a bucket."""
+
     def list_names(self, prefix: str) -> list[str]:
         client = self._client()
         try:
@@ -142,6 +145,14 @@ class ObjectStorage:
 
     def list_keys(self, prefix: str) -> list[str]:
         return [one["path"] for one in self._objects(prefix)]
+
+    def links(self, prefix: str = "") -> list[str]:
+        """None: a bucket has keys only."""
+        return []
+
+    def half_written(self) -> list[str]:
+        """None: a put makes a key as a whole."""
+        return []
 
     def age_seconds(self, prefix: str) -> float | None:
         """As `Storage.age_seconds`; off by as much as this clock and the provider's differ."""

@@ -16,7 +16,7 @@ from halp_store.generation import list_generations, newest_generation
 from halp_store.inspection import is_given_up
 from halp_store.names import generation_name, prefix_of
 from halp_store.root import read_root
-from halp_store.storage import METADATA, PARTIAL, SEGMENTS, Storage
+from halp_store.storage import METADATA, SEGMENTS, Storage
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def repair(storage: Storage, *, grace_seconds: float) -> Repair:
         for name in map(generation_name, list_generations(storage))
         if is_given_up(storage, name) and _is_old(storage, name, grace_seconds)
     )
-    partials = [key for key in storage.list_keys(PARTIAL) if _is_old(storage, key, grace_seconds)]
+    partials = [key for key in storage.half_written() if _is_old(storage, key, grace_seconds)]
     deleted = sum(storage.delete(key) for key in partials)
     return Repair(tuple(fenced), removed, deleted, tuple(waiting))
 

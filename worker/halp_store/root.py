@@ -35,6 +35,7 @@ def claim_root(storage: Storage, layout: Layout) -> None:
         if storage.is_foreign():
             raise NotAStore(storage.where, "other files, and will not write among them")
         document = {"zarr_format": 3, "node_type": "group", "attributes": layout.to_json()}
+        storage.create_root()
         # Lost to another worker that starts at the same time? Then the comparison decides.
         storage.publish(METADATA, json.dumps(document, ensure_ascii=False, indent=2).encode())
     check_same(storage.where, _attributes(storage), layout)

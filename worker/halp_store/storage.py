@@ -12,12 +12,18 @@ from typing import Final, Protocol
 SEGMENTS: Final = "segments"
 GENERATIONS: Final = "compacted"
 METADATA: Final = "zarr.json"
-# Outside `segments/`, so that a leftover of a killed writer is never listed as one.
+# Files that are being written begin with it, and a dash; so do leftovers of killed writers. Also
+# the folder for scratch files, in which older versions wrote the half-written ones.
 PARTIAL: Final = ".partial"
 
 
 class Storage(Protocol):
-    """Where a store's bytes are. Keys are relative to the root, for example `zarr.json`."""
+    """Where a store's bytes are. Keys are relative to the root, for example `zarr.json`.
+
+    As long as there is no root, nothing is there. Once there was one, every call may raise
+    StoreGone if it is gone or exchanged; StoreUnavailable if the disk or the bucket fails; and
+    LinkInStore for a key that is reached only through a link.
+    """
 
     @property
     def where(self) -> str:
@@ -26,6 +32,12 @@ class Storage(Protocol):
     @property
     def concurrency(self) -> int:
         """How many requests at once are worth it."""
+
+    def create_root(self) -> None:
+        """Make the root, durably, if there is none. No other call makes it.
+
+        Raises StoreGone if this storage has used one before.
+        """
 
     def list_names(self, prefix: str) -> list[str]:
         """The names directly below `prefix`, in no particular order, but those with a leading dot.
@@ -44,10 +56,13 @@ class Storage(Protocol):
         """
 
     def write(self, key: str, value: bytes) -> None:
-        """Create `key`, durably. FileExistsError if it exists. Called from several threads."""
+        """Create `key`, durably. FileExistsError if it exists. Called from several threads.
+
+        Nothing stays under `key` if it fails, where the disk still allows to remove it.
+        """
 
     def sync(self, prefixes: Iterable[str]) -> None:
-        """Make the names directly below each prefix durable."""
+        """Make the names directly below each prefix durable. FileNotFoundError without one."""
 
     def publish(self, key: str, value: bytes) -> bool:
         """Create `key` as a whole if it is absent, atomically and durably; False if it exists."""
@@ -59,7 +74,14 @@ class Storage(Protocol):
         """All bytes below the root."""
 
     def list_keys(self, prefix: str) -> list[str]:
-        """All keys below `prefix`, in no particular order."""
+        """All keys below `prefix`, in no particular order, but `half_written` ones of a publish."""
+
+    def links(self, prefix: str = "") -> list[str]:
+        """The keys below `prefix` that are neither a regular file nor a folder: symbolic links,
+        FIFOs, devices. Every other call refuses such a key with LinkInStore."""
+
+    def half_written(self) -> list[str]:
+        """The keys of files that a publish is writing, or that it left when it was killed."""
 
     def age_seconds(self, prefix: str) -> float | None:
         """Since the newest change of the key `prefix` or of anything below it, by the clock of
