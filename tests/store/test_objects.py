@@ -22,7 +22,7 @@ from halp_store import objects
 from halp_store.address import BucketAddress
 from halp_store.bucket import Patience, open_bucket
 from halp_store.compaction import compact
-from halp_store.errors import StoreError
+from halp_store.errors import StoreError, StoreGone, StoreUnavailable
 from halp_store.fence import fence_segment, is_fenced
 from halp_store.local import LocalStorage
 from halp_store.objects import ObjectStorage
@@ -73,7 +73,9 @@ def url():
 @pytest.fixture(params=["local", "s3"])
 def storage(request, tmp_path, url):
     """Both kinds: they keep the same contract."""
-    return LocalStorage(tmp_path / "store") if request.param == "local" else ObjectStorage(url)
+    storage = LocalStorage(tmp_path / "store") if request.param == "local" else ObjectStorage(url)
+    storage.create_root()
+    return storage
 
 
 @pytest.fixture
@@ -345,7 +347,7 @@ def test_an_overload_that_does_not_end_leaves_the_rows_buffered(proxy, url, layo
     writer.append(make_rows(["a"]))
     proxy.fault = lambda method, _: "503" if method == "PUT" else None
     began = time.monotonic()
-    with pytest.raises(ConnectionError, match="503 SlowDown: later"):
+    with pytest.raises(StoreUnavailable, match="503 SlowDown: later"):
         writer.flush()
     assert time.monotonic() - began < 20
     assert writer.rows_buffered == 1
@@ -486,7 +488,7 @@ def test_a_dead_endpoint_is_said_in_bounded_time(monkeypatch, url, ask):
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         began = time.monotonic()
-        with pytest.raises(ConnectionError, match=r"no answer .*and up\?") as caught:
+        with pytest.raises(StoreUnavailable, match=r"no answer .*and up\?") as caught:
             ask(ObjectStorage(url, patience=Patience(0.2, 1)))
     assert time.monotonic() - began < 20
     assert url in str(caught.value)
@@ -495,11 +497,11 @@ def test_a_dead_endpoint_is_said_in_bounded_time(monkeypatch, url, ask):
 
 @pytest.mark.parametrize("name", ["read", "write", "list_keys"])
 def test_an_endpoint_that_says_nothing_is_said_in_bounded_time(monkeypatch, url, name):
-    """It takes the connection and never answers: a TimeoutError."""
+    """It takes the connection and never answers: StoreUnavailable."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        with pytest.raises(TimeoutError, match="no answer in time") as caught:
+        with pytest.raises(StoreUnavailable, match="no answer in time") as caught:
             ASKED[name](ObjectStorage(url, patience=Patience(0.2, 0.5)))
     assert time.monotonic() - began < 20
     assert SECRET not in repr(caught.value)
@@ -509,7 +511,7 @@ def test_an_endpoint_that_says_nothing_is_said_in_bounded_time(monkeypatch, url,
 def test_a_refusal_says_what_to_check_and_no_secret(proxy, url, ask):
     """Code and message of the answer, and which variables to look at."""
     proxy.fault = lambda *_: "403"
-    with pytest.raises(PermissionError, match=r"403.*AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(StoreUnavailable, match=r"403.*AWS_ACCESS_KEY_ID") as caught:
         ask(ObjectStorage(url))
     assert SECRET not in repr(caught.value) + repr(caught.value.__cause__)
     assert "Signature" not in str(caught.value)
@@ -533,6 +535,18 @@ def test_missing_credentials_and_buckets_are_named(monkeypatch, url):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(PermissionError, match="AWS_PROFILE"):
         open_store(url)
+
+
+def test_a_bucket_that_goes_away_is_a_store_that_is_gone(monkeypatch, url):
+    """Once something was read or written in it; also in a copy in another process."""
+    storage = ObjectStorage(url)
+    storage.write("key", b"1")
+    monkeypatch.setattr(objects, "lacks_bucket", lambda error: True)
+    for copy in (storage, pickle.loads(pickle.dumps(storage))):  # noqa: S301 - our own
+        with pytest.raises(StoreGone, match="there is no bucket bucket"):
+            copy.read("nothing")
+    with pytest.raises(StoreUnavailable, match="make it first"):
+        ObjectStorage("s3://nowhere/run.zarr").read("key")
 
 
 def test_http_is_for_loopback(monkeypatch, url):

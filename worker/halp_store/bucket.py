@@ -18,6 +18,7 @@ from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from halp_store.address import BucketAddress
+from halp_store.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from obstore.store import (
@@ -40,6 +41,7 @@ _CHECK: Final = {
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS",
     "az": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
+_REGION: Final = "is AWS_REGION the bucket's region?"
 
 
 @dataclass(frozen=True)
@@ -171,38 +173,47 @@ def is_beyond_end(error: Exception) -> bool:
     return "status code: 416" in str(error) or "non-partial response" in str(error)
 
 
-def explained(error: Exception, address: BucketAddress, doing: str) -> OSError:
+def explained(error: Exception, address: BucketAddress, doing: str) -> StoreUnavailable:
     """The error as one sentence, without queries (they may hold signatures) and long answers."""
     text = str(error).partition("\n\nDebug source")[0]
     status = re.search(r"status code: (\d{3})", text)
-    where = f"{address}: cannot {doing}"
     if lacks_bucket(error):
-        what = "container" if address.scheme == "az" else "bucket"
-        return OSError(f"{where}: there is no {what} {address.bucket}; make it first")
+        return _unavailable(address, doing, missing_bucket(address), "make it first")
     if status:
-        said = f"{where}: {status[1]} {_answer(text)}"
+        answer = f"{status[1]} {_answer(text)}"
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        remedy = "look the code up in the provider's documentation"
         if refused or status[1] in {"401", "403"}:
-            return PermissionError(
-                f"{said}; {_CHECK[address.scheme]}, and that they may list, read, create and "
-                "delete there"
+            remedy = (
+                f"{_CHECK[address.scheme]}, and that they may list, read, create and delete there"
             )
-        if status[1] in {"301", "307", "400"} and address.scheme == "s3":
-            return OSError(f"{said}; is AWS_REGION the bucket's region?")
-        if status[1] == "429" or status[1] >= "500":
-            return ConnectionError(f"{said}; it went on for longer than a retry helps")
-        return OSError(said)
+        elif status[1] in {"301", "307", "400"} and address.scheme == "s3":
+            remedy = _REGION
+        elif status[1] == "429" or status[1] >= "500":
+            remedy = "it went on for longer than a retry helps"
+        return _unavailable(address, doing, answer, remedy)
     reason = _short(text)
+    remedy = "look at the bucket with the provider's own tools"
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        return PermissionError(f"{where}: {reason}; {_CHECK[address.scheme]}")
-    if "redirect" in reason:
-        return OSError(f"{where}: {reason}; is AWS_REGION the bucket's region?")
+        remedy = _CHECK[address.scheme]
+    elif "redirect" in reason:
+        remedy = _REGION
     # Not the setting of that name, which every error of the client repeats.
-    if re.search(r"(?<!retry_)timed? ?out", str(error), re.IGNORECASE):
-        return TimeoutError(f"{where}: no answer in time ({reason}); is the endpoint right?")
-    if "HTTP error" in reason or "error sending request" in reason:
-        return ConnectionError(f"{where}: no answer ({reason}); is the endpoint right, and up?")
-    return OSError(f"{where}: {reason}")
+    elif re.search(r"(?<!retry_)timed? ?out", str(error), re.IGNORECASE):
+        reason, remedy = f"no answer in time ({reason})", "is the endpoint right?"
+    elif "HTTP error" in reason or "error sending request" in reason:
+        reason, remedy = f"no answer ({reason})", "is the endpoint right, and up?"
+    return _unavailable(address, doing, reason, remedy)
+
+
+def missing_bucket(address: BucketAddress) -> str:
+    """That there is no such bucket."""
+    what = "container" if address.scheme == "az" else "bucket"
+    return f"there is no {what} {address.bucket}"
+
+
+def _unavailable(address: BucketAddress, doing: str, reason: str, remedy: str) -> StoreUnavailable:
+    return StoreUnavailable(str(address), doing, OSError(reason), remedy)
 
 
 def _answer(text: str) -> str:

@@ -248,10 +248,15 @@ def _expected_line(report: _Report) -> str:
 
 
 def _repair_line(repair: Repair, grace_seconds: float) -> str:
+    no_room = (
+        f"; the disk is too full to fence {len(repair.no_room):,} more: free some space and "
+        "repair again"
+    )
     return (
         f"repair: fenced {len(repair.fenced):,} segments that nobody had published, removed "
         f"{repair.files_removed:,} of their files and {repair.partials_removed:,} half-written "
         f"ones; left alone {len(repair.waiting):,} that changed in the last {grace_seconds:g} s"
+        + (no_room if repair.no_room else "")
     )
 
 

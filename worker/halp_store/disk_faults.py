@@ -6,7 +6,8 @@ import errno
 import os
 from typing import Final
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of a disk, or a quota, without room."""
 _FAULTY: Final = {
     errno.EIO,
     errno.ESTALE,
@@ -24,7 +25,7 @@ _FAULTY: Final = {
 def remedy_for(error: OSError, path: str | os.PathLike[str]) -> str:
     """A clause that tells the user what to do. path: where the error occurred, or above it."""
     number = error.errno
-    if number in _FULL:
+    if number in FULL:
         return f"free some space there ({_free_space(path)}), or give this user a larger quota"
     if number == errno.EROFS:
         return "it is mounted read-only: mount it read-write, and look in dmesg for the reason"

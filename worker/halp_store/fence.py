@@ -21,6 +21,24 @@ def fence_segment(storage: Storage, name: str) -> bool:
     return storage.publish(f"{SEGMENTS}/{name}/{METADATA}", TOMBSTONE_DOCUMENT)
 
 
+def clear_without_room(storage: Storage, name: str) -> int | None:
+    """Fence a segment and remove what was staged, on a disk without room for a tombstone.
+
+    An empty zarr.json takes no room, and keeps every other from being made; the tombstone follows
+    when the staged files are gone. How many went; None if there is a zarr.json already.
+    Raises StoreUnavailable if not even that can be made.
+    """
+    root = f"{SEGMENTS}/{name}"
+    try:
+        storage.write(f"{root}/{METADATA}", b"")
+    except FileExistsError:
+        return None
+    storage.sync([root])
+    removed = delete_staged(storage, name)
+    storage.fill(f"{root}/{METADATA}", TOMBSTONE_DOCUMENT)
+    return removed
+
+
 def is_fenced(storage: Storage, name: str) -> bool:
     """Whether the tombstone is there. Something else in its place, damaged or not, is none."""
     document = storage.read(f"{SEGMENTS}/{name}/{METADATA}")

@@ -105,6 +105,16 @@ class LocalStorage:
             except FileNotFoundError:
                 with self._folder.making(folder, durable=False) as parent:
                     _create(parent, name, value)
+            except FileExistsError as error:
+                raise FileExistsError(error.errno, error.strerror, str(self.root / key)) from None
+
+    def fill(self, key: str, value: bytes) -> None:
+        folder, _, name = key.rpartition("/")
+        with self._attempt(f"fill {key}"), self._folder.listing(folder) as parent:
+            partial = f"{PARTIAL}-{uuid.uuid4().hex}"
+            _create(parent, partial, value)
+            os.replace(partial, name, src_dir_fd=parent, dst_dir_fd=parent)
+            sync_folder(parent)
 
     def sync(self, prefixes: Iterable[str]) -> None:
         def sync_one(prefix: str) -> None:

@@ -27,8 +27,10 @@ from halp_store.bucket import (
     is_beyond_end,
     is_final,
     lacks_bucket,
+    missing_bucket,
     open_bucket,
 )
+from halp_store.errors import StoreError, StoreGone
 from halp_store.storage import METADATA
 
 if TYPE_CHECKING:
@@ -63,9 +65,10 @@ class ObjectStorage:
         self._address = BucketAddress.parse(url)
         self._patience = patience or Patience()
         self._clients: dict[bool, ObjectStore] = {}
+        self._was_there = False
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _open, (str(self._address), self._patience)
+        return _open, (str(self._address), self._patience, self._was_there)
 
     @property
     def where(self) -> str:
@@ -83,7 +86,7 @@ class ObjectStorage:
         try:
             found = obstore.list_with_delimiter(client, prefix or None)
         except _ERRORS as error:
-            raise explained(error, self._address, f"list {prefix!r}") from None
+            raise self._failure(error, f"list {prefix!r}") from None
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         names = [path.removeprefix(f"{prefix}/") for path in paths]
         # The object of a folder that a console made has the folder's own path.
@@ -92,11 +95,13 @@ class ObjectStorage:
     def read(self, key: str) -> bytes | None:
         client = self._client()
         try:
-            return obstore.get(client, key).bytes().to_bytes()
+            value = obstore.get(client, key).bytes().to_bytes()
         except _ERRORS as error:
             if self._is_absent(error):
                 return None
-            raise explained(error, self._address, f"read {key}") from None
+            raise self._failure(error, f"read {key}") from None
+        self._was_there = True
+        return value
 
     def read_range(self, key: str, start: int, length: int) -> bytes | None:
         # Azure has no ranges that count from the end.
@@ -120,13 +125,20 @@ class ObjectStorage:
                 return None
             if is_beyond_end(error):
                 return b""
-            raise explained(error, self._address, f"read {key}") from None
+            raise self._failure(error, f"read {key}") from None
 
     def write(self, key: str, value: bytes) -> None:
         """As `Storage.write`, but the same bytes under `key` are no error: after a lost reply
         nobody can tell whose they are."""
         if not self._create(key, value) and self.read(key) != value:
             raise FileExistsError(f"{self.where}: {key} exists, with other content")
+
+    def fill(self, key: str, value: bytes) -> None:
+        client = self._client()
+        try:
+            obstore.put(client, key, value)
+        except _ERRORS as error:
+            raise self._failure(error, f"fill {key}") from None
 
     def sync(self, prefixes: Iterable[str]) -> None:
         """Nothing: a put that was confirmed is durable."""
@@ -194,16 +206,17 @@ class ObjectStorage:
                 failure: Exception = error
             except GenericError as error:
                 if is_final(error):
-                    raise explained(error, self._address, f"create {key}") from None
+                    raise self._failure(error, f"create {key}") from None
                 failure = error
             except _ERRORS as error:
-                raise explained(error, self._address, f"create {key}") from None
+                raise self._failure(error, f"create {key}") from None
             else:
+                self._was_there = True
                 return True
             if self._head(key):
                 return False
             if time.monotonic() + pause > until:
-                raise explained(failure, self._address, f"create {key}") from None
+                raise self._failure(failure, f"create {key}") from None
             time.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_SECONDS)
 
@@ -218,7 +231,7 @@ class ObjectStorage:
                 return None
             if is_beyond_end(error):
                 return b""
-            raise explained(error, self._address, f"read {key}") from None
+            raise self._failure(error, f"read {key}") from None
 
     def _head(self, key: str) -> ObjectMeta | None:
         client = self._client()
@@ -227,7 +240,7 @@ class ObjectStorage:
         except _ERRORS as error:
             if self._is_absent(error):
                 return None
-            raise explained(error, self._address, f"look at {key}") from None
+            raise self._failure(error, f"look at {key}") from None
 
     def _size_of(self, key: str) -> int | None:
         found = self._head(key)
@@ -240,7 +253,7 @@ class ObjectStorage:
                 # Not the object of a folder that a console made.
                 yield from (one for one in page if one["path"] not in {"", prefix})
         except _ERRORS as error:
-            raise explained(error, self._address, f"list {prefix!r}") from None
+            raise self._failure(error, f"list {prefix!r}") from None
 
     def _delete(self, keys: list[str]) -> None:
         client = self._client()
@@ -252,12 +265,19 @@ class ObjectStorage:
                 for key in keys:
                     self._delete([key])
         except _ERRORS as error:
-            raise explained(error, self._address, f"delete {keys[0]}") from None
+            raise self._failure(error, f"delete {keys[0]}") from None
+
+    def _failure(self, error: Exception, doing: str) -> StoreError:
+        if self._was_there and lacks_bucket(error):
+            return StoreGone(self.where, missing_bucket(self._address))
+        return explained(error, self._address, doing)
 
     @staticmethod
     def _is_absent(error: Exception) -> bool:
         return isinstance(error, FileNotFoundError) and not lacks_bucket(error)
 
 
-def _open(url: str, patience: Patience) -> ObjectStorage:
-    return ObjectStorage(url, patience=patience)
+def _open(url: str, patience: Patience, was_there: bool) -> ObjectStorage:
+    storage = ObjectStorage(url, patience=patience)
+    storage._was_there = was_there
+    return storage

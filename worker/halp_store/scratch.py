@@ -6,6 +6,7 @@ then a hole in a file and costs no disk. The files have no name, so nothing is l
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from halp_store.disk_faults import remedy_for
+from halp_store.errors import StoreUnavailable
+
 _HALF: Final = np.dtype(np.uint16)
 
 
@@ -22,13 +26,17 @@ class ScratchColumn:
     """`rows` rows of `width` float32, zeros at first. A context manager."""
 
     def __init__(self, folder: Path, rows: int, width: int) -> None:
+        self._folder = folder
         self._width, self._row_bytes = width, width * _HALF.itemsize
-        self._planes = [
-            tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when this is left
-            for _ in range(2)
-        ]
-        for plane in self._planes:
-            os.ftruncate(plane.fileno(), rows * self._row_bytes)
+        try:
+            self._planes = [
+                tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when this is left
+                for _ in range(2)
+            ]
+            for plane in self._planes:
+                os.ftruncate(plane.fileno(), rows * self._row_bytes)
+        except OSError as error:
+            raise self._unavailable(error) from error
         self._has_lower = False
         self._half = np.empty((0, width), _HALF)
         self._whole = np.zeros((0, width, 2), _HALF)
@@ -66,13 +74,15 @@ class ScratchColumn:
                 whole[..., number] = half
         return whole.view(np.float32)[..., 0]
 
-    @staticmethod
-    def _read(descriptor: int, half: npt.NDArray[np.uint16], offset: int) -> None:
+    def _read(self, descriptor: int, half: npt.NDArray[np.uint16], offset: int) -> None:
         rest = half.reshape(-1).view(np.uint8).data
         while rest:  # one call gives 2 GiB at most
-            count = os.preadv(descriptor, [rest], offset)
+            try:
+                count = os.preadv(descriptor, [rest], offset)
+            except OSError as error:
+                raise self._unavailable(error) from error
             if count == 0:
-                raise OSError("the scratch file is shorter than what was written to it")
+                raise self._unavailable(OSError(errno.EIO, "the scratch file became shorter"))
             rest, offset = rest[count:], offset + count
 
     def _write(
@@ -80,5 +90,13 @@ class ScratchColumn:
     ) -> None:
         descriptor = self._planes[half].fileno()
         for row, value in zip(rows.tolist(), values, strict=True):
-            if os.pwrite(descriptor, value.data, row * self._row_bytes) != self._row_bytes:
-                raise OSError("the scratch disk took less than a row; is it full?")
+            try:
+                count = os.pwrite(descriptor, value.data, row * self._row_bytes)
+            except OSError as error:
+                raise self._unavailable(error) from error
+            if count != self._row_bytes:
+                raise self._unavailable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    def _unavailable(self, error: OSError) -> StoreUnavailable:
+        remedy = f"{remedy_for(error, self._folder)}; or give a folder elsewhere with --scratch"
+        return StoreUnavailable(str(self._folder), "sort a column", error, remedy)

@@ -61,6 +61,9 @@ class Storage(Protocol):
         Nothing stays under `key` if it fails, where the disk still allows to remove it.
         """
 
+    def fill(self, key: str, value: bytes) -> None:
+        """Give an empty key, which this caller has made with `write`, its value; as a whole."""
+
     def sync(self, prefixes: Iterable[str]) -> None:
         """Make the names directly below each prefix durable. FileNotFoundError without one."""
 

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -25,7 +26,14 @@ from typing import Any, Final, Literal
 from halp_store.address import storage_at
 from halp_store.answers import Said, read_said, said_of
 from halp_store.buffer import RowBuffer
-from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, StoreMismatch
+from halp_store.errors import (
+    DamagedSegment,
+    PublishFailed,
+    StagingTooSlow,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+)
 from halp_store.features import FeatureBatch, Receipt, RowKey, StoredRow, _seal_receipt
 from halp_store.fence import delete_staged, fence_segment, is_fenced
 from halp_store.index import SegmentIndex
@@ -271,8 +279,14 @@ class StoreWriter:
         started = self._clock()
         root = f"{SEGMENTS}/{segment.name}"
         keys = [f"{root}/{key}" for key in segment.staged]
-        with ThreadPoolExecutor(max(_STAGING_THREADS, self._storage.concurrency)) as threads:
-            list(threads.map(self._storage.write, keys, segment.staged.values()))
+        try:
+            with ThreadPoolExecutor(max(_STAGING_THREADS, self._storage.concurrency)) as threads:
+                list(threads.map(self._storage.write, keys, segment.staged.values()))
+        except StoreUnavailable:
+            # The next try has a name of its own: these files would only take up a full disk.
+            with suppress(StoreError):
+                delete_staged(self._storage, segment.name)
+            raise
         folders = dict.fromkeys(key.rpartition("/")[0] for key in keys)
         self._storage.sync([*folders, root, SEGMENTS, ""])
         took = self._clock() - started
