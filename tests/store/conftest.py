@@ -19,6 +19,7 @@ from halp_store.layout import SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.names import new_segment_name, prefix_of
 from halp_store.reader import open_store
+from halp_store.root import read_root
 from halp_store.segment import build_segment
 from halp_store.writer import StoreWriter
 
@@ -194,8 +195,11 @@ def publish() -> Callable[..., str]:
 
     def put(path: os.PathLike[str], features: FeatureBatch, worker: str = "hand") -> str:
         name = worker if prefix_of(worker) else new_segment_name(worker)
-        segment = build_segment(features, name=name, provenance={}, created="2026-01-01")
         disk = LocalStorage(path)
+        stamp = read_root(disk).stamp
+        segment = build_segment(
+            features, name=name, stamp=stamp, provenance={}, created="2026-01-01"
+        )
         for key, value in segment.staged.items():
             disk.write(f"segments/{name}/{key}", value)
         assert disk.publish(f"segments/{name}/zarr.json", segment.metadata)

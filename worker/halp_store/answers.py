@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from halp_store.errors import DamagedSegment
+from halp_store.errors import DamagedSegment, ForeignSegment, GoneSegment
 from halp_store.features import FeatureBatch
 from halp_store.index import Place, SegmentIndex
-from halp_store.layout import Layout
 from halp_store.published import PublishedGroup
+from halp_store.root import Root
 from halp_store.storage import Storage
 
 RISK_COLUMN: Final = "risk"
@@ -44,21 +44,27 @@ def said_of(features: FeatureBatch) -> list[Said]:
 
 
 def read_said(
-    storage: Storage, layout: Layout, index: SegmentIndex, places: Sequence[Place]
+    storage: Storage, root: Root, index: SegmentIndex, places: Sequence[Place]
 ) -> list[Said]:
-    """One for each place, in order; of each segment these columns alone are read."""
+    """One for each place, in order; of each segment these columns alone are read. Nothing is told
+    of a row whose columns are damaged.
+
+    Raises GoneSegment or StoreUnavailable: then nobody can say that the rows are there.
+    """
     found = [_NOTHING] * len(places)
     for number in sorted({one.number for one in places}):
         at = [i for i, one in enumerate(places) if one.number == number]
         rows = np.array([places[i].row for i in at], np.int64)
         shape = (index.rows_in(number),)
         try:
-            group = PublishedGroup(storage, places[at[0]].segment)
+            group = PublishedGroup(storage, places[at[0]].segment, root)
             texts = [group.read(name, shape, rows) for name in ("answer", "finish_reason")]
             risks: list[float | None] = [None] * len(at)
-            if RISK_COLUMN in layout.scores:
+            if RISK_COLUMN in root.layout.scores:
                 risks = group.read(RISK_COLUMN, shape, rows).tolist()
-        except (DamagedSegment, OSError):
+        except (GoneSegment, ForeignSegment):
+            raise
+        except DamagedSegment:
             continue
         for i, said in zip(at, _said(texts[0], texts[1], risks), strict=True):
             found[i] = said

@@ -28,10 +28,9 @@ from halp_store.errors import CompactionFailed, DamagedSegment, GoneSegment
 from halp_store.generation import Generation, newest_generation, plan_key, read_generation
 from halp_store.generation_writer import GenerationWriter
 from halp_store.index import SegmentIndex
-from halp_store.layout import Layout
 from halp_store.local import LocalStorage
 from halp_store.names import generation_name, group_prefix
-from halp_store.root import read_root
+from halp_store.root import Root, read_root
 from halp_store.row_order import RowOrder, order_rows
 from halp_store.segment import TOMBSTONE_DOCUMENT, parse_json
 from halp_store.storage import METADATA, Storage
@@ -76,17 +75,18 @@ def compact(
     scratch: a folder on a disk with room for the largest column; the store's own without it, for a
         bucket the system's folder for temporary files.
     progress: is told (bytes done, bytes to do) of the vectors.
-    Raises NotAStore, LayoutVersionError, DamagedSegment for what cannot be read (nothing is changed
-    then, and once that is repaired the same call goes on), CompactionFailed, OSError.
+    Raises NotAStore, LayoutVersionError, DamagedSegment or ForeignSegment for what cannot be taken
+    (nothing is changed then, and once that is repaired the same call goes on), CompactionFailed,
+    StoreUnavailable.
     """
-    layout = read_root(storage)
+    root = read_root(storage)
     before = newest_generation(storage, None)
     done = before
     taken = dropped = 0
     resumed = False
     contradictions: tuple[str, ...] = ()
     for _ in range(_PLANS_TRIED):
-        plan = _plan(storage, done)
+        plan = _plan(storage, root, done)
         if plan is None:
             return Compaction(
                 done.name if done else None,
@@ -97,8 +97,8 @@ def compact(
                 contradictions,
             )
         try:
-            order = order_rows(storage, plan.number, plan.base, plan.segments)
-            is_there = _write(storage, layout, order, scratch, progress)
+            order = order_rows(storage, root, plan.number, plan.base, plan.segments)
+            is_there = _write(storage, root, order, scratch, progress)
         except GoneSegment as error:
             done = _instead_of(storage, plan, done, error)
             continue
@@ -116,13 +116,13 @@ def compact(
     return Compaction(done.name, done.rows, taken, resumed, dropped, contradictions)
 
 
-def _plan(storage: Storage, done: Generation | None) -> _Plan | None:
+def _plan(storage: Storage, root: Root, done: Generation | None) -> _Plan | None:
     """The plan after the newest generation: that of an earlier run, or a new one."""
     number = (done.number if done else 0) + 1
     while document := storage.read(f"{generation_name(number)}/{METADATA}"):
         if parse_json(document) != parse_json(TOMBSTONE_DOCUMENT):
             # Another compaction has just published it.
-            return _plan(storage, newest_generation(storage, done))
+            return _plan(storage, root, newest_generation(storage, done))
         number += 1
     key, name = plan_key(number), generation_name(number)
     # In this order: a plan is there before anything that it leads to.
@@ -131,9 +131,9 @@ def _plan(storage: Storage, done: Generation | None) -> _Plan | None:
     if leftovers and not resumed:
         # Of a generation that lost its zarr.json: its keys are not those of a new plan.
         storage.publish(f"{name}/{METADATA}", TOMBSTONE_DOCUMENT)
-        return _plan(storage, newest_generation(storage, done))
+        return _plan(storage, root, newest_generation(storage, done))
     if not resumed:
-        index = SegmentIndex(storage)
+        index = SegmentIndex(storage, root)
         index.refresh()
         if not index.segments:
             return None
@@ -163,13 +163,13 @@ def _instead_of(
 
 def _write(
     storage: Storage,
-    layout: Layout,
+    root: Root,
     order: RowOrder,
     scratch: Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> bool:
     """Whether the generation is there now, whoever published it; False if it was given up."""
-    writer = GenerationWriter(storage, layout, order, progress)
+    writer = GenerationWriter(storage, root, order, progress)
     with ExitStack() as stack:
         folder = _scratch_folder(storage, scratch, stack)
         if not writer.write(folder):

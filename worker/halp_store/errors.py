@@ -152,6 +152,19 @@ class PruneRefused(StoreError):
         )
 
 
+class GenerationMissing(DamagedSegment):
+    """Segments were pruned for a generation that is not there: rows are missing."""
+
+    def __init__(self, where: str, generation: str) -> None:
+        self.segment, self.array = generation, None
+        StoreError.__init__(
+            self,
+            f"{where}: {generation} is missing, and segments were removed because it has their "
+            "rows: this may be a copy that was made while `compact --prune` ran; restore "
+            f"{generation} from the original, and make copies with `halp-store copy`",
+        )
+
+
 class ForeignSegment(DamagedSegment):
     """A segment or generation below this root was written for another store or configuration."""
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from halp_store.errors import DamagedSegment, GoneSegment
+from halp_store.errors import DamagedSegment, GenerationMissing, GoneSegment
 from halp_store.names import generation_name, generation_number
-from halp_store.segment import group_attributes
-from halp_store.storage import GENERATIONS, METADATA, Storage
+from halp_store.segment import STAMP, group_attributes
+from halp_store.storage import GENERATIONS, METADATA, SEGMENTS, Storage
 
 SHARD_ROWS: Final = 2048
 """Of a vector column: 57 MB for five layers of 3584, a file that disks and buckets like."""
@@ -26,6 +26,10 @@ TEXT_ROWS: Final = 1024
 PLANS: Final = f"{GENERATIONS}/.plans"
 """Outside of what readers list: a plan is there before anything of its generation is, and goes when
 that generation is pruned after."""
+
+PRUNED: Final = f"{SEGMENTS}/.pruned"
+"""A marker for the newest generation that segments were pruned for: rows are missing where neither
+it nor a later one is there."""
 
 ORIGIN_COLUMN: Final = "segment"
 """Integer column that generations alone have, dims (question): which of `segments` the row was
@@ -44,19 +48,21 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """number: from 1. rows: N. segments: those that it covers; `segment` counts along them."""
+    """number: from 1. rows: N. segments: those that it covers; `segment` counts along them.
+    stamp: of the store that it was written for."""
 
     number: int
     rows: int
     segments: tuple[Origin, ...]
+    stamp: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return generation_name(self.number)
 
 
-def attributes_of(generation: Generation, created: str, layout_version: int) -> dict[str, Any]:
-    """Of the group's zarr.json. Inverse of `parse_generation`."""
+def attributes_of(generation: Generation, created: str, stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes in the group's zarr.json. Inverse of `parse_generation`."""
     recorded: list[Mapping[str, Any]] = []
     segments: list[tuple[str, str, int]] = []
     for one in generation.segments:
@@ -64,7 +70,7 @@ def attributes_of(generation: Generation, created: str, layout_version: int) -> 
             recorded.append(one.provenance)
         segments.append((one.name, one.created, recorded.index(one.provenance)))
     return {
-        "layout_version": layout_version,
+        **stamp,
         "coordinates": "question_id",
         "generation": generation.number,
         "rows": generation.rows,
@@ -89,7 +95,9 @@ def parse_generation(document: bytes) -> Generation | None:
             Origin(str(name), str(created), recorded[number])
             for name, created, number in attributes["segments"]
         )
-        return Generation(int(attributes["generation"]), int(attributes["rows"]), segments)
+        number, rows = int(attributes["generation"]), int(attributes["rows"])
+        stamp = {name: attributes.get(name) for name in STAMP}
+        return Generation(number, rows, segments, stamp)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"attributes of a generation expected ({error!r})") from error
 
@@ -158,6 +166,30 @@ def list_generations(storage: Storage) -> list[int]:
 def plan_key(number: int) -> str:
     """Of the plan of a generation."""
     return f"{PLANS}/{number:06d}.json"
+
+
+def mark_pruned(storage: Storage, number: int) -> None:
+    """From now on a store without generation `number`, or a later one, is an error."""
+    storage.publish(_marker_key(number), b"{}")
+    for older in _markers(storage):
+        if older < number:
+            storage.delete(_marker_key(older))
+
+
+def check_pruned(storage: Storage, newest: Generation | None) -> None:
+    """Raise GenerationMissing if segments were pruned for a generation after `newest`."""
+    last = max(_markers(storage), default=0)
+    if last > (newest.number if newest else 0):
+        raise GenerationMissing(storage.where, generation_name(last))
+
+
+def _markers(storage: Storage) -> list[int]:
+    names = (name.removesuffix(".json") for name in storage.list_names(PRUNED))
+    return [number for number in map(generation_number, names) if number]
+
+
+def _marker_key(number: int) -> str:
+    return f"{PRUNED}/{number:06d}.json"
 
 
 def check_none_is_lost(storage: Storage, newest: Generation | None) -> None:

@@ -30,10 +30,11 @@ from halp_store.generation import (
     TEXT_ROWS,
     attributes_of,
 )
-from halp_store.layout import TEXT_COLUMNS, Layout
+from halp_store.layout import TEXT_COLUMNS
 from halp_store.names import is_generation
 from halp_store.places import Part
 from halp_store.published import PublishedGroup
+from halp_store.root import Root
 from halp_store.row_order import RowOrder
 from halp_store.scratch import ScratchColumn
 from halp_store.segment import group_document
@@ -53,11 +54,12 @@ class GenerationWriter:
     def __init__(
         self,
         storage: Storage,
-        layout: Layout,
+        root: Root,
         order: RowOrder,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._storage, self._layout, self._order = storage, layout, order
+        self._storage, self._root, self._order = storage, root, order
+        self._layout = layout = root.layout
         self._prefix = order.generation.name
         self._rows = len(order.ids)
         self._there = set(storage.list_keys(self._prefix))
@@ -85,7 +87,7 @@ class GenerationWriter:
         folders = [self._prefix, *(f"{self._prefix}/{name}" for name in self._documents)]
         storage.sync([*folders, GENERATIONS, ""])
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
-        attributes = attributes_of(generation, created, self._layout.version)
+        attributes = attributes_of(generation, created, self._root.stamp)
         staged = {f"{name}/{METADATA}": value for name, value in self._documents.items()}
         storage.publish(f"{self._prefix}/{METADATA}", group_document(attributes, staged))
         return True
@@ -150,10 +152,10 @@ class GenerationWriter:
     def _open(self, name: str) -> PublishedGroup:
         """A generation once, since it has many parts; segments are too many to keep."""
         if not is_generation(name):
-            return PublishedGroup(self._storage, name)
+            return PublishedGroup(self._storage, name, self._root)
         with self._opening:
             if name not in self._opened:
-                self._opened[name] = PublishedGroup(self._storage, name)
+                self._opened[name] = PublishedGroup(self._storage, name, self._root)
         return self._opened[name]
 
     def _large(

@@ -16,6 +16,7 @@ from halp_store.layout import Layout
 from halp_store.names import generation_number
 from halp_store.places import Places
 from halp_store.published import PublishedGroup
+from halp_store.root import Root, confirm_root
 from halp_store.storage import Storage
 
 # Groups that were read are kept open: their metadata (100 KB each) and the indices of their shards.
@@ -28,9 +29,13 @@ class Groups:
     May be used from several threads. One that was pickled or forked opens everything anew.
     """
 
-    def __init__(self, storage: Storage, layout: Layout) -> None:
-        self.storage, self.layout = storage, layout
+    def __init__(self, storage: Storage, root: Root) -> None:
+        self.storage, self.root = storage, root
         self._begin()
+
+    @property
+    def layout(self) -> Layout:
+        return self.root.layout
 
     def _begin(self) -> None:
         self._process = os.getpid()
@@ -38,8 +43,8 @@ class Groups:
         self._opened: OrderedDict[str, Future[PublishedGroup]] = OrderedDict()
         self._opening, self._refreshing = Lock(), Lock()
 
-    def __reduce__(self) -> tuple[type[Groups], tuple[Storage, Layout]]:
-        return Groups, (self.storage, self.layout)
+    def __reduce__(self) -> tuple[type[Groups], tuple[Storage, Root]]:
+        return Groups, (self.storage, self.root)
 
     def enter(self) -> None:
         """Before a read: in a process that was forked, locks may be held by nobody."""
@@ -52,10 +57,13 @@ class Groups:
         return self._index if self._index is not None else self.refresh()
 
     def refresh(self) -> SegmentIndex:
-        """Raises DamagedSegment."""
+        """Raises DamagedSegment, or StoreGone if the store is not there any more."""
         self.enter()
+        confirm_root(self.storage, self.root)
         with self._refreshing:
-            index = self._index if self._index is not None else SegmentIndex(self.storage)
+            index = self._index
+            if index is None:
+                index = SegmentIndex(self.storage, self.root)
             index.refresh()
             self._index = index
             return index
@@ -86,7 +94,7 @@ class Groups:
                 self._opened.popitem(last=False)
         if is_ours:
             try:
-                group.set_result(PublishedGroup(self.storage, name))
+                group.set_result(PublishedGroup(self.storage, name, self.root))
             except BaseException as error:
                 group.set_exception(error)
                 self.close(name)

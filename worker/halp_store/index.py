@@ -17,9 +17,10 @@ from typing import Final, Literal, NamedTuple
 
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
-from halp_store.generation import Generation, newest_generation
+from halp_store.generation import Generation, check_pruned, newest_generation
 from halp_store.names import is_generation
 from halp_store.published import PublishedGroup
+from halp_store.root import Root
 from halp_store.segment import Header, parse_header
 from halp_store.storage import METADATA, SEGMENTS, Storage
 
@@ -46,8 +47,8 @@ class _Found(NamedTuple):
 class SegmentIndex:
     """Empty until `refresh`; changes only there and in `add`."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, root: Root) -> None:
+        self._storage, self._root = storage, root
         self._names: list[str] = []
         self._digests: list[bytes] = []
         self._row_counts = array("q")
@@ -112,7 +113,7 @@ class SegmentIndex:
         """Take in what was published since. All or nothing.
 
         Raises DamagedSegment for a zarr.json that is not a segment's, or for ids of a generation
-        that cannot be read.
+        that cannot be read; ForeignSegment for what belongs to another store; GenerationMissing.
         """
         newest = newest_generation(self._storage, self._generation)
         while True:
@@ -122,6 +123,7 @@ class SegmentIndex:
             if again is newest:
                 break
             newest = again
+        check_pruned(self._storage, newest)
         if newest is not None and newest is not self._generation:
             self.add_generation(newest)
         self._fenced.update(fenced)
@@ -148,17 +150,21 @@ class SegmentIndex:
             if header is None:
                 fenced.append(name)
             else:
+                self._root.check_stamp(self._storage.where, name, header.attributes)
                 found.append(_Found(name, header.question_ids, _digests(header)))
         return found, fenced
 
     def add(self, name: str, header: Header) -> None:
-        """Take in a segment that was read elsewhere. Nothing happens if it is here already."""
+        """Take in a segment that was read elsewhere. Nothing happens if it is here already.
+
+        Raises ForeignSegment."""
         if name not in self._published:
+            self._root.check_stamp(self._storage.where, name, header.attributes)
             self._add(name, header.question_ids, _digests(header))
 
     def add_generation(self, generation: Generation) -> None:
-        """Take in a generation that was read elsewhere. Raises DamagedSegment."""
-        group = PublishedGroup(self._storage, generation.name)
+        """Take in a generation that was read elsewhere. Raises DamagedSegment or ForeignSegment."""
+        group = PublishedGroup(self._storage, generation.name, self._root)
         columns = [group.read(one, (generation.rows,)) for one in ("question_id", "content_hash")]
         question_ids, hashes = (tuple(column.tolist()) for column in columns)
         self._generation = generation

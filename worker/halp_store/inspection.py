@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from halp_store.errors import DamagedSegment
+from halp_store.errors import DamagedSegment, ForeignSegment
 from halp_store.features import RowKey
 from halp_store.generation import (
     CHUNK_ROWS,
@@ -28,9 +28,10 @@ from halp_store.generation import (
     parse_generation,
 )
 from halp_store.index import SegmentIndex
-from halp_store.layout import GRID_COLUMN, TEXT_COLUMNS, Layout
+from halp_store.layout import GRID_COLUMN, TEXT_COLUMNS
 from halp_store.names import group_prefix
 from halp_store.published import PublishedGroup
+from halp_store.root import Root
 from halp_store.segment import Header, group_document, parse_header, parse_json
 from halp_store.storage import METADATA, SEGMENTS, Storage
 from halp_store.verification import Problem, ProblemKind
@@ -51,17 +52,16 @@ _UNKNOWN: Final = -1
 _TEXT_KINDS: Final = "OTU"
 
 
-def inspect_segment(
-    storage: Storage, layout: Layout, name: str, header: Header
-) -> Iterator[Problem]:
+def inspect_segment(storage: Storage, root: Root, name: str, header: Header) -> Iterator[Problem]:
     """All that is wrong with the published segment `name`, whose zarr.json says `header`."""
     try:
-        segment = PublishedGroup(storage, name)
+        segment = PublishedGroup(storage, name, None)
     except (DamagedSegment, OSError) as error:
         yield unreadable(storage.where, name, None, error)
         return
-    inspection = _SegmentInspection(storage, layout, name, segment, header)
-    attributes = {"layout_version": layout.version, "coordinates": "question_id"}
+    inspection = _SegmentInspection(storage, root, name, segment, header)
+    layout = root.layout
+    attributes = {**root.stamp, "coordinates": "question_id"}
     yield from inspection.form(attributes)
     for column in inspection.columns:
         yield from inspection.own_metadata(column)
@@ -78,7 +78,7 @@ def inspect_segment(
 
 def inspect_generation(
     storage: Storage,
-    layout: Layout,
+    root: Root,
     generation: Generation,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Problem]:
@@ -89,19 +89,20 @@ def inspect_generation(
     Memory: a few chunks for each of the storage's threads, and about 150 bytes a row.
     """
     try:
-        group = PublishedGroup(storage, generation.name)
+        group = PublishedGroup(storage, generation.name, None)
         # Before anything is counted along its rows: they are only a number in a zarr.json.
         next(group.stored_keys("question_id", (generation.rows,)), None)
     except (DamagedSegment, OSError) as error:
         yield unreadable(storage.where, generation.name, None, error)
         return
-    inspection = _GenerationInspection(storage, layout, group, generation)
+    inspection = _GenerationInspection(storage, root, group, generation)
+    layout = root.layout
     parts = [
         range(start, min(start + SHARD_ROWS, generation.rows))
         for start in range(0, generation.rows, SHARD_ROWS)
     ]
     checks: list[Callable[[], Iterator[Problem]]] = [
-        partial(inspection.form, attributes_of(generation, inspection.created, layout.version)),
+        partial(inspection.form, attributes_of(generation, inspection.created, root.stamp)),
         *(partial(inspection.own_metadata, column) for column in inspection.columns),
         inspection.layers,
         *(partial(inspection.texts, column, part) for column in TEXT_COLUMNS for part in parts),
@@ -125,10 +126,10 @@ def inspect_generation(
                 progress(done, len(checks))
 
 
-def stray_keys(storage: Storage, layout: Layout, generation: Generation) -> list[str]:
+def stray_keys(storage: Storage, root: Root, generation: Generation) -> list[str]:
     """What lies in a generation and is no part of it. Raises DamagedSegment."""
-    group = PublishedGroup(storage, generation.name)
-    inspection = _GenerationInspection(storage, layout, group, generation)
+    group = PublishedGroup(storage, generation.name, None)
+    inspection = _GenerationInspection(storage, root, group, generation)
     ours = {f"{generation.name}/{METADATA}"}
     for column, shape in inspection.columns.items():
         ours.add(f"{generation.name}/{column}/{METADATA}")
@@ -146,7 +147,8 @@ def is_given_up(storage: Storage, generation: str) -> bool:
 
 
 def damage(error: DamagedSegment) -> Problem:
-    return Problem(ProblemKind.DAMAGED, str(error), None, error.segment, error.array)
+    kind = ProblemKind.FOREIGN if isinstance(error, ForeignSegment) else ProblemKind.DAMAGED
+    return Problem(kind, str(error), None, error.segment, error.array)
 
 
 def unreadable(where: str, name: str, array: str | None, error: Exception) -> Problem:
@@ -169,9 +171,10 @@ class _Inspection:
     """Rows of a vector column that are held at once."""
 
     def __init__(
-        self, storage: Storage, layout: Layout, name: str, group: PublishedGroup, count: int
+        self, storage: Storage, root: Root, name: str, group: PublishedGroup, count: int
     ) -> None:
-        self._storage, self._layout, self._name = storage, layout, name
+        self._storage, self._root, self._name = storage, root, name
+        self._layout = root.layout
         self._group, self._count = group, count
 
     @property
@@ -333,9 +336,9 @@ class _SegmentInspection(_Inspection):
     """Rows are named by the ids of the header."""
 
     def __init__(
-        self, storage: Storage, layout: Layout, name: str, group: PublishedGroup, header: Header
+        self, storage: Storage, root: Root, name: str, group: PublishedGroup, header: Header
     ) -> None:
-        super().__init__(storage, layout, name, group, len(header.question_ids))
+        super().__init__(storage, root, name, group, len(header.question_ids))
         self._header = header
         self.block_rows = max(1, self._count)  # its arrays have one chunk each
 
@@ -359,9 +362,9 @@ class _GenerationInspection(_Inspection):
     block_rows = CHUNK_ROWS
 
     def __init__(
-        self, storage: Storage, layout: Layout, group: PublishedGroup, generation: Generation
+        self, storage: Storage, root: Root, group: PublishedGroup, generation: Generation
     ) -> None:
-        super().__init__(storage, layout, generation.name, group, generation.rows)
+        super().__init__(storage, root, generation.name, group, generation.rows)
         self._generation = generation
 
     @property
@@ -412,7 +415,7 @@ class _GenerationInspection(_Inspection):
         }
         if not numbers:
             return
-        index = SegmentIndex(self._storage)
+        index = SegmentIndex(self._storage, self._root)
         try:
             index.add_generation(self._generation)
             origins = self._read(ORIGIN_COLUMN, range(self._count), np.int64)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-LAYOUT_VERSION: Final = 2
-"""Raised when a reader of the old version could misread a store of the new one, or a writer of it
-could write into one what the new version cannot read. Version 1 had no score columns."""
+LAYOUT_VERSION: Final = 3
+"""Version of new stores. Increase this number when an old reader could misread a new store, or an
+old writer could write into it what a new reader refuses. Version 1 had no score columns, version 2
+no store id and no stamps. A store keeps the version that it began with."""
 
-READABLE_VERSIONS: Final = (1, LAYOUT_VERSION)
+READABLE_VERSIONS: Final = (1, 2, LAYOUT_VERSION)
 
 TEXT_COLUMNS: Final = (
     "question_id",
@@ -76,11 +77,6 @@ class Layout:
     scores: tuple[str, ...] = ()
 
     @property
-    def version(self) -> int:
-        """The lowest layout version that has all of this."""
-        return LAYOUT_VERSION if self.scores else 1
-
-    @property
     def unknown(self) -> frozenset[str]:
         """Columns that the source of imported rows did not have: vectors of this name are absent,
         integers are -1, texts are empty. None in a store of computed rows.
@@ -117,21 +113,15 @@ class Layout:
         return {**self.integer_columns(), **self.score_columns(), **self.vector_columns()}
 
     def to_json(self) -> dict[str, Any]:
-        """The root's attributes. Inverse of `from_json`."""
+        """As attributes of the root. Inverse of `from_json`."""
         fields = dataclasses.asdict(self)
         if not self.scores:
             del fields["scores"]
-        return {"layout_version": self.version, **fields}
+        return fields
 
     @classmethod
     def from_json(cls, attributes: Mapping[str, Any]) -> Layout:
-        """Raises ValueError naming the version if it is not one that this code reads, or the scores
-        where they are not those that this version may have; KeyError or TypeError for what is not
-        whole.
-        """
-        found = attributes.get("layout_version")
-        if found not in READABLE_VERSIONS:
-            raise ValueError(f"layout version: expected {LAYOUT_VERSION}, got {found!r}")
+        """Raises ValueError, KeyError or TypeError for what is not whole."""
         layout = cls(
             layers=tuple(attributes["layers"]),
             positions=tuple(attributes["positions"]),
@@ -142,8 +132,7 @@ class Layout:
             scores=tuple(attributes.get("scores", ())),
         )
         known = tuple(name for name in SCORE_COLUMNS if name in layout.scores)
-        if layout.scores != known or layout.version != found:
-            some = f"some of {', '.join(SCORE_COLUMNS)}, in this order"
-            expected = "none" if found == 1 else some
+        if layout.scores != known:
+            expected = f"some of {', '.join(SCORE_COLUMNS)}, in this order"
             raise ValueError(f"scores: expected {expected}, got {list(layout.scores)}")
         return layout

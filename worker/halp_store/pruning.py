@@ -17,6 +17,7 @@ from halp_store.generation import (
     PLANS,
     Generation,
     list_generations,
+    mark_pruned,
     newest_generation,
     plan_key,
     read_generation,
@@ -58,7 +59,7 @@ def prune(
     """
     if grace_seconds < 0:
         raise ValueError(f"grace_seconds: expected 0 or more, got {grace_seconds}")
-    layout = read_root(storage)
+    root = read_root(storage)
     newest = newest_generation(storage, None)
     if newest is None:
         return Pruning(0, 0, 0, 0, None)
@@ -68,9 +69,10 @@ def prune(
     left = [grace_seconds - age for age in ages.values() if age < grace_seconds]
     seconds = min(left) if waiting and left else None
     if gone:
-        found = inspect_generation(storage, layout, newest)
+        found = inspect_generation(storage, root, newest)
         if problems := [one for one in found if one.kind not in _OLDER]:
             raise PruneRefused(storage.where, newest.name, len(problems), str(problems[0].sentence))
+        mark_pruned(storage, newest.number)
     files = _remove(storage, gone, progress)
     for key in storage.list_keys(PLANS):
         if key <= plan_key(newest.number):

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from halp_store.chunks import ArrayFormat
-from halp_store.errors import DamagedSegment, GoneSegment
+from halp_store.errors import DamagedSegment, ForeignSegment, GoneSegment
 from halp_store.names import group_prefix
-from halp_store.segment import array_documents, parse_json
+from halp_store.root import Root
+from halp_store.segment import array_documents, group_attributes, parse_json
 from halp_store.storage import METADATA, Storage
 
 _TOKENS_DIMS: Final = 3
@@ -24,12 +25,14 @@ _TOKENS_DIMS: Final = 3
 
 
 class PublishedGroup:
-    """Reads the group's metadata once. Raises GoneSegment if there is none, or DamagedSegment.
+    """Reads the group's metadata once. Raises GoneSegment if there is none, ForeignSegment if it
+    does not belong to the store, or DamagedSegment.
 
-    name: of a segment, or `compacted/<number>`. May be used from several threads.
+    name: of a segment, or `compacted/<number>`. root: None, for who reports each difference itself.
+    May be used from several threads.
     """
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str, root: Root | None) -> None:
         self._storage, self._name, self._prefix = storage, name, group_prefix(name)
         self._formats: dict[str, ArrayFormat] = {}
         self._indices: dict[str, npt.NDArray[np.uint64]] = {}
@@ -40,6 +43,8 @@ class PublishedGroup:
             self._documents = array_documents(document)
         except ValueError as error:
             raise self._damage(None, str(error)) from error
+        if root is not None:
+            self._check_origin(root, document)
 
     def read(
         self,
@@ -109,6 +114,19 @@ class PublishedGroup:
         counts = (-(-whole // part) for whole, part in zip(shape, layout.stored, strict=True))
         for place in itertools.product(*map(range, counts)):
             yield f"{array}/{layout.key(place)}"
+
+    def _check_origin(self, root: Root, document: bytes) -> None:
+        try:
+            attributes = group_attributes(document) or {}
+        except ValueError as error:
+            raise self._damage(None, str(error)) from error
+        root.check_stamp(self._storage.where, self._name, attributes)
+        if root.store_id is None:
+            # Without a digest of the configuration in the stamp, the layers are the best sign.
+            layers = self.read("layer", (len(root.layout.layers),)).tolist()
+            if layers != list(root.layout.layers):
+                what = f"layers: expected {list(root.layout.layers)}, got {layers}"
+                raise ForeignSegment(self._storage.where, self._name, what)
 
     def _format(self, array: str, shape: tuple[int, ...]) -> ArrayFormat:
         try:

@@ -46,7 +46,7 @@ class Store(View):
     def refresh(self) -> None:
         """Show what was committed since. Views that were taken from it stay as they are.
 
-        Raises DamagedSegment.
+        Raises DamagedSegment, or StoreGone if the store is not there any more.
         """
         index = self._groups.refresh()
         state = (len(index), self.generation, len(index.segments))
@@ -67,7 +67,7 @@ class Store(View):
 
         poll_seconds: between looks; a look lists the segments. idle_seconds: end when so many have
             passed without a new row, not counting the caller's own time; 0 ends with what is there.
-        Raises DamagedSegment.
+        Raises DamagedSegment, or StoreGone if the store is not there any more.
         """
         return self._follow(set(self._ids), poll_seconds, idle_seconds)
 

@@ -19,7 +19,8 @@ from halp_store.index import SegmentIndex
 from halp_store.names import generation_name
 from halp_store.places import Part, Places
 from halp_store.published import PublishedGroup
-from halp_store.segment import parse_header, parse_json
+from halp_store.root import Root
+from halp_store.segment import parse_header
 from halp_store.storage import METADATA, SEGMENTS, Storage
 
 # Rows that are read at once from the generation before: they are many.
@@ -42,17 +43,17 @@ class RowOrder:
 
 
 def order_rows(
-    storage: Storage, number: int, base: int | None, segments: Sequence[str]
+    storage: Storage, root: Root, number: int, base: int | None, segments: Sequence[str]
 ) -> RowOrder:
     """Of the generation `number`: those of the generation `base` and of these segments.
 
-    Raises GoneSegment if one of them is not there, or DamagedSegment.
+    Raises GoneSegment if one of them is not there, ForeignSegment, or DamagedSegment.
     """
     before = read_generation(storage, base) if base else None
     if base and before is None:
         name = generation_name(base)
         raise GoneSegment(storage.where, name, None, "is missing, although it was published")
-    index = SegmentIndex(storage)
+    index = SegmentIndex(storage, root)
     if before:
         index.add_generation(before)
     origins = list(before.segments) if before else []
@@ -66,7 +67,7 @@ def order_rows(
         if header is None or document is None:
             what = "is missing, although it was published"
             raise GoneSegment(storage.where, name, None, what)
-        attributes = parse_json(document)["attributes"]
+        attributes = header.attributes
         origins.append(
             Origin(name, attributes.get("created", ""), attributes.get("provenance", {}))
         )
@@ -78,7 +79,7 @@ def order_rows(
         Generation(number, len(ids), tuple(origins)),
         ids,
         sources,
-        _origins(storage, before, origins, sources, len(ids)),
+        _origins(storage, root, before, origins, sources, len(ids)),
         total - len(ids),
         index.contradictions,
     )
@@ -86,6 +87,7 @@ def order_rows(
 
 def _origins(
     storage: Storage,
+    root: Root,
     base: Generation | None,
     origins: Sequence[Origin],
     sources: Sequence[Part],
@@ -95,7 +97,7 @@ def _origins(
     numbers = {one.name: number for number, one in enumerate(origins)}
     before = None
     if base:
-        before = PublishedGroup(storage, base.name).read(ORIGIN_COLUMN, (base.rows,))
+        before = PublishedGroup(storage, base.name, root).read(ORIGIN_COLUMN, (base.rows,))
     column = np.empty(count, np.int64)
     for source in sources:
         if source.name in numbers:

@@ -23,6 +23,9 @@ from halp_store.features import FeatureBatch
 from halp_store.layout import LAYOUT_VERSION, READABLE_VERSIONS, TEXT_COLUMNS
 from halp_store.storage import METADATA
 
+STAMP: Final = ("layout_version", "store_id", "fingerprint_digest")
+"""Attributes of segments and generations that say which store they were written for."""
+
 TOMBSTONE: Final = "tombstone"
 """Attribute of a zarr.json that stands in a segment's place: there is no segment."""
 
@@ -47,17 +50,27 @@ class Segment:
 
 @dataclass(frozen=True)
 class Header:
-    """What the index keeps of a published segment. Row i has the i-th id and content hash."""
+    """What the index needs of a published segment. Row i has the i-th id and content hash.
 
+    attributes: of the group, with the stamp of the store that it was written for.
+    """
+
+    attributes: Mapping[str, Any]
     nonce: str
     question_ids: tuple[str, ...]
     content_hashes: tuple[str, ...]
 
 
 def build_segment(
-    features: FeatureBatch, *, name: str, provenance: Mapping[str, Any], created: str
+    features: FeatureBatch,
+    *,
+    name: str,
+    stamp: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    created: str,
 ) -> Segment:
-    """All rows of `features` (at least one), encoded. `created` is an ISO 8601 time."""
+    """Encode all rows of `features` (at least one). stamp: of the store's `Root`. created: an ISO
+    8601 time."""
     values: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(values), zarr_format=3)
     layout = features.layout
@@ -70,7 +83,7 @@ def build_segment(
     staged = {key: value.to_bytes() for key, value in values.items() if key != METADATA}
     nonce = uuid.uuid4().hex
     attributes = {
-        "layout_version": layout.version,
+        **stamp,
         # The CF attribute from which xarray learns that the ids are a coordinate.
         "coordinates": "question_id",
         "question_ids": features.text["question_id"],
@@ -114,7 +127,7 @@ def parse_header(document: bytes) -> Header | None:
     if len(ids) != len(hashes):
         raise ValueError(f"expected as many content_hashes as ids, got {len(hashes)}, {len(ids)}")
     "".join([*ids, *hashes]).encode()  # a ValueError too, for a lone surrogate: \\ud800
-    return Header(nonce, tuple(ids), tuple(hashes))
+    return Header(attributes, nonce, tuple(ids), tuple(hashes))
 
 
 def parse_json(document: bytes) -> Any:

@@ -13,10 +13,11 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from halp_store.address import storage_at
-from halp_store.errors import DamagedSegment
+from halp_store.errors import DamagedSegment, ForeignSegment, LinkInStore
 from halp_store.features import RowKey
 from halp_store.generation import (
     Generation,
+    check_pruned,
     list_generations,
     newest_generation,
     plan_key,
@@ -30,10 +31,9 @@ from halp_store.inspection import (
     stray_keys,
     unreadable,
 )
-from halp_store.layout import Layout
 from halp_store.names import generation_name, generation_number, is_generation, prefix_of
 from halp_store.published import PublishedGroup
-from halp_store.root import read_root
+from halp_store.root import Root, read_root
 from halp_store.segment import Header, parse_header
 from halp_store.storage import GENERATIONS, METADATA, SEGMENTS, Storage
 from halp_store.verification import Counts, Note, NoteKind, Problem, ProblemKind, Verification
@@ -62,9 +62,9 @@ def verify_store(
     """
     place = storage_or_path
     storage = storage_at(place) if isinstance(place, str | os.PathLike) else place
-    layout = read_root(storage)
+    root = read_root(storage)
     while True:
-        verifier = _Verifier(storage, layout, expected)
+        verifier = _Verifier(storage, root, expected)
         verifier.read(progress or (lambda done, total: None))
         # What is gone may have been compacted and pruned meanwhile. Then this begins anew.
         if not verifier.is_outdated():
@@ -75,18 +75,17 @@ class _Verifier:
     """Takes the generation first, then segments in order of their names, so that the first row of
     an id is the one that readers see."""
 
-    def __init__(
-        self, storage: Storage, layout: Layout, expected: Mapping[str, str] | None
-    ) -> None:
+    def __init__(self, storage: Storage, root: Root, expected: Mapping[str, str] | None) -> None:
         self._storage, self._where, self._expected = storage, storage.where, expected
-        self._layout = layout
-        self._index = SegmentIndex(storage)  # of what was taken; never refreshed
+        self._root = root
+        self._index = SegmentIndex(storage, root)  # of what was taken; never refreshed
         self._rows = 0
         self._notes: list[Note] = []
         self._is_missing_something = False
         # In this order: what is covered by a generation that comes later is not covered by this.
         self._names = sorted(storage.list_names(SEGMENTS))
         self._generation, self._problems = _newest_readable(storage)
+        self._problems += _links(storage)
         covered = self._generation.segments if self._generation else ()
         self._covered = {one.name for one in covered}
 
@@ -121,18 +120,18 @@ class _Verifier:
         return Verification(self._rows, segments, generation, tuple(problems), tuple(notes), counts)
 
     def _take_generation(self, generation: Generation, progress: Progress) -> None:
-        self._problems += inspect_generation(self._storage, self._layout, generation, progress)
+        self._problems += inspect_generation(self._storage, self._root, generation, progress)
         self._rows += generation.rows
         try:
             self._index.add_generation(generation)
             if self._expected is not None:
-                group = PublishedGroup(self._storage, generation.name)
+                group = PublishedGroup(self._storage, generation.name, self._root)
                 shape = (generation.rows,)
                 names = ("question_id", "content_hash")
                 columns = [group.read(one, shape).tolist() for one in names]
                 for question_id, content in zip(*columns, strict=True):
                     self._compare_content(question_id, content, generation.name)
-            strays = stray_keys(self._storage, self._layout, generation)
+            strays = stray_keys(self._storage, self._root, generation)
         except (DamagedSegment, OSError) as error:
             # Mostly known already.
             found = unreadable(self._where, generation.name, None, error)
@@ -210,7 +209,12 @@ class _Verifier:
         if header is None:
             self._notes += self._leftover(name, is_fenced=bool(document))
             return
-        self._problems += inspect_segment(self._storage, self._layout, name, header)
+        try:
+            self._root.check_stamp(self._where, name, header.attributes)
+        except ForeignSegment as error:
+            self._problems.append(unreadable(self._where, name, None, error))
+            return
+        self._problems += inspect_segment(self._storage, self._root, name, header)
         self._compare(name, header)
         self._index.add(name, header)
         self._rows += len(header.question_ids)
@@ -373,10 +377,18 @@ def _unexplained(question_id: str) -> Problem:
     )
 
 
+def _links(storage: Storage) -> list[Problem]:
+    return [
+        Problem(ProblemKind.LINK, str(LinkInStore(storage.where, key))) for key in storage.links()
+    ]
+
+
 def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]]:
     """And a problem for each after it that cannot be read."""
     try:
-        return newest_generation(storage, None), []
+        newest = newest_generation(storage, None)
+        check_pruned(storage, newest)
+        return newest, []
     except (DamagedSegment, OSError) as error:
         name = getattr(error, "segment", GENERATIONS)
         problems = {name: unreadable(storage.where, name, None, error)}

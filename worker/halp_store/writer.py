@@ -28,6 +28,7 @@ from halp_store.answers import Said, read_said, said_of
 from halp_store.buffer import RowBuffer
 from halp_store.errors import (
     DamagedSegment,
+    GoneSegment,
     PublishFailed,
     StagingTooSlow,
     StoreError,
@@ -39,7 +40,7 @@ from halp_store.fence import delete_staged, fence_segment, is_fenced
 from halp_store.index import SegmentIndex
 from halp_store.layout import Layout
 from halp_store.names import group_prefix, new_segment_name, prefix_of, worker_prefix
-from halp_store.root import claim_root
+from halp_store.root import Root, claim_root, confirm_root
 from halp_store.segment import Segment, build_segment, parse_header
 from halp_store.storage import METADATA, SEGMENTS, Storage
 
@@ -91,7 +92,7 @@ class StoreWriter:
     def __init__(
         self,
         storage: Storage,
-        layout: Layout,
+        root: Root,
         worker: str,
         provenance: Mapping[str, Any],
         *,
@@ -100,11 +101,12 @@ class StoreWriter:
         staging_deadline_seconds: float,
         clock: Callable[[], float],
     ) -> None:
-        self.layout = layout
+        self.layout = root.layout
+        self._root = root
         self._storage, self._worker, self._provenance = storage, worker, provenance
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
         self._staging_deadline_seconds, self._clock = staging_deadline_seconds, clock
-        self._index = SegmentIndex(storage)
+        self._index = SegmentIndex(storage, root)
         # Segments that were published, or fenced, durably, as far as known.
         self._durable: set[str] = set()
         self._fenced: set[str] = set()
@@ -137,10 +139,10 @@ class StoreWriter:
         if not name:
             raise ValueError(f"worker: expected a name with letters or digits, got {worker!r}")
         storage = storage or storage_at(path_or_url)
-        claim_root(storage, layout)
+        root = claim_root(storage, layout)
         writer = cls(
             storage,
-            layout,
+            root,
             name,
             {"worker": worker, **provenance},
             flush_rows=flush_rows,
@@ -152,7 +154,11 @@ class StoreWriter:
         return writer
 
     def refresh(self) -> None:
-        """Take in what other writers published. Raises DamagedSegment."""
+        """Take in what other writers published.
+
+        Raises DamagedSegment, ForeignSegment, or StoreGone.
+        """
+        confirm_root(self._storage, self._root)
         self._index.refresh()
 
     def lookup(self, key: RowKey) -> RowState:
@@ -167,7 +173,7 @@ class StoreWriter:
         if missing or not rows:
             raise ValueError(f"expected rows that are stored with this content, not: {missing}")
         self._make_durable(rows)
-        return _seal_receipt(self._stored(rows, {}))
+        return self._receipt(rows, {})
 
     @property
     def rows_buffered(self) -> int:
@@ -198,7 +204,7 @@ class StoreWriter:
 
         workers: as they were given to `open`. When it returns, each of their segments that was
         staged before the call is in the index or can never be published, durably.
-        Raises DamagedSegment, or OSError from the disk.
+        Raises DamagedSegment, ForeignSegment, StoreGone or StoreUnavailable.
         """
         prefixes = {worker_prefix(worker) for worker in workers}
         self._index.refresh()
@@ -222,13 +228,13 @@ class StoreWriter:
         may_commit: is asked before the rows are built and again when they are staged; all rows
             are taken for ours without it. Rows that it leaves out are withheld and leave the
             buffer. It is not asked about rows that are stored.
-        Raises StagingTooSlow, PublishFailed, DamagedSegment, OSError from the disk, or what
-        `may_commit` raises.
+        Raises StagingTooSlow, PublishFailed, DamagedSegment, ForeignSegment, StoreGone,
+        StoreUnavailable, or what `may_commit` raises.
         """
         withheld: set[RowKey] = set()
         tries = 0
         while tries < _PUBLISH_TRIES:
-            self._index.refresh()
+            self.refresh()
             plan = self._plan(withheld)
             if not plan.write:
                 return self._finish(plan, None, {})
@@ -271,6 +277,7 @@ class StoreWriter:
         return build_segment(
             features,
             name=new_segment_name(self._worker),
+            stamp=self._root.stamp,
             provenance=self._provenance,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
@@ -296,6 +303,7 @@ class StoreWriter:
 
     def _publish(self, segment: Segment) -> bool:
         key = f"{SEGMENTS}/{segment.name}/{METADATA}"
+        confirm_root(self._storage, self._root)
         # The answer is not enough: on a network a lost reply and a retry look like a refusal.
         self._storage.publish(key, segment.metadata)
         published = self._storage.read(key)
@@ -319,9 +327,23 @@ class StoreWriter:
         self, plan: _Plan, segment: str | None, said: Mapping[str, Sequence[Said]]
     ) -> Flush:
         self._make_durable(plan.stored)
-        receipt = _seal_receipt(self._stored(plan.stored, said)) if plan.stored else None
+        receipt = self._receipt(plan.stored, said) if plan.stored else None
         self._buffer = RowBuffer()
         return Flush(receipt, tuple(plan.conflicts), segment, tuple(plan.withheld))
+
+    def _receipt(self, keys: Sequence[RowKey], said: Mapping[str, Sequence[Said]]) -> Receipt:
+        try:
+            stored = self._stored(keys, said)
+        except GoneSegment:
+            # Pruned since it was seen? Then a generation has the rows.
+            generation = self._index.generation
+            self._index.refresh()
+            if self._index.generation is generation:
+                raise
+            return self._receipt(keys, said)
+        # Last of all: rows in a store that was unmounted, moved or exchanged prove nothing.
+        confirm_root(self._storage, self._root)
+        return _seal_receipt(stored)
 
     def _stored(
         self, keys: Sequence[RowKey], said: Mapping[str, Sequence[Said]]
@@ -333,7 +355,7 @@ class StoreWriter:
         read = dict(
             zip(
                 elsewhere,
-                read_said(self._storage, self.layout, self._index, elsewhere),
+                read_said(self._storage, self._root, self._index, elsewhere),
                 strict=True,
             )
         )

@@ -40,7 +40,7 @@ def stored_layout(store: str | os.PathLike[str], wanted: Published) -> Layout | 
     storage = storage_at(store)
     if storage.read(METADATA) is None:
         return None
-    layout = read_root(storage)
+    layout = read_root(storage).layout
     if not layout.unknown:
         raise ImportRefused(
             f"{storage.where}: is not a store of imported rows, but of a worker's: they cannot be "
