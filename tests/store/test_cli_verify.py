@@ -1,5 +1,6 @@
 """`halp-store verify`: what it reads, what it prints, and how it ends."""
 
+import errno
 import json
 import os
 import re
@@ -342,6 +343,22 @@ def test_the_grace_is_the_staging_deadline_unless_said_otherwise(stored):
     assert "to remove" not in shown
     found = _run(path, "--repair", "--grace-seconds", "400", "--json")
     assert json.loads(found.stdout)["repair"]["fenced"] == [ORPHAN]
+
+
+def test_a_disk_that_is_too_full_to_repair_is_said(path, publish, make_rows, monkeypatch):
+    """How many segments wait, and what to do first."""
+    publish(path, make_rows(["a"]))
+    LocalStorage(path).write(f"segments/{ORPHAN}/answer/c.0", b"x")
+    opened = os.open
+
+    def full(name, flags, *arguments, **options):
+        if flags & os.O_CREAT and str(name).startswith((".partial-", "zarr.json")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(name, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", full)
+    shown = _run(path, "--repair", "--grace-seconds", "0").stdout
+    assert "; the disk is too full to fence 1 more: free some space and repair again" in shown
 
 
 def test_a_terminal_gets_a_bar(stored, monkeypatch):

@@ -7,7 +7,6 @@ there: what an earlier run has written is as this one would write it, because th
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -36,7 +35,7 @@ from halp_store.places import Part
 from halp_store.published import PublishedGroup
 from halp_store.root import Root
 from halp_store.row_order import RowOrder
-from halp_store.scratch import ScratchColumn
+from halp_store.scratch import ScratchColumn, free_bytes
 from halp_store.segment import group_document
 from halp_store.storage import GENERATIONS, METADATA, Storage
 
@@ -214,7 +213,7 @@ class GenerationWriter:
 
     def _check_room(self, scratch: Path, width: int) -> None:
         halves = 1 if self._layout.source_dtype == "bfloat16" else 2
-        needed, free = 2 * halves * self._rows * width, shutil.disk_usage(scratch).free
+        needed, free = 2 * halves * self._rows * width, free_bytes(scratch)
         if needed > free:
             raise NoRoom(self._storage.where, scratch, needed, free)
 

@@ -34,6 +34,7 @@ _CANNOT_LINK: Final = {
     errno.EMLINK,
     errno.ENOTTY,
 }
+_ROOT: Final = "the folder"
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Of a publish whose partial file a clean-up removed.
@@ -70,7 +71,7 @@ class LocalStorage:
         return _CONCURRENCY
 
     def create_root(self) -> None:
-        with self._attempt("make the folder"):
+        with self._attempt(f"make {_ROOT}"):
             self._folder.create()
 
     def list_names(self, prefix: str) -> list[str]:
@@ -78,7 +79,7 @@ class LocalStorage:
             with self._folder.listing(prefix) as folder:
                 return [name for name in _names(folder) if not name.startswith(".")]
 
-        return self._if_there(f"list {prefix}", names) or []
+        return self._if_there(f"list {prefix or _ROOT}", names) or []
 
     def read(self, key: str) -> bytes | None:
         def content() -> bytes:
@@ -97,28 +98,30 @@ class LocalStorage:
         return self._if_there(f"read {key}", content)
 
     def write(self, key: str, value: bytes) -> None:
-        folder, _, name = key.rpartition("/")
+        folder = key.rpartition("/")[0]
         with self._attempt(f"write {key}"):
             try:
                 with self._folder.passing(folder) as parent:
-                    _create(parent, name, value)
+                    self._create(parent, key, value)
             except FileNotFoundError:
                 with self._folder.making(folder, durable=False) as parent:
-                    _create(parent, name, value)
-            except FileExistsError as error:
-                raise FileExistsError(error.errno, error.strerror, str(self.root / key)) from None
+                    self._create(parent, key, value)
 
     def fill(self, key: str, value: bytes) -> None:
         folder, _, name = key.rpartition("/")
         with self._attempt(f"fill {key}"), self._folder.listing(folder) as parent:
             partial = f"{PARTIAL}-{uuid.uuid4().hex}"
-            _create(parent, partial, value)
-            os.replace(partial, name, src_dir_fd=parent, dst_dir_fd=parent)
+            try:
+                _create(parent, partial, value)
+                os.replace(partial, name, src_dir_fd=parent, dst_dir_fd=parent)
+            finally:
+                with suppress(OSError):
+                    os.unlink(partial, dir_fd=parent)
             sync_folder(parent)
 
     def sync(self, prefixes: Iterable[str]) -> None:
         def sync_one(prefix: str) -> None:
-            with self._attempt(f"sync {prefix}"):
+            with self._attempt(f"sync {prefix or _ROOT}"):
                 try:
                     with self._folder.listing(prefix) as folder:
                         sync_folder(folder)
@@ -154,7 +157,7 @@ class LocalStorage:
             with self._folder.listing("") as folder:
                 return set(_names(folder))
 
-        found = self._if_there("list the folder", names)
+        found = self._if_there(f"list {_ROOT}", names)
         if found is None:
             return self._folder.is_blocked()
         # A mounted volume brings `lost+found`, a desktop its dot files, a fellow writer PARTIAL.
@@ -195,7 +198,7 @@ class LocalStorage:
                 self._folder.refuse_link(parent, name or ".", prefix)
                 return _stat(parent, name or ".")
 
-        top = self._if_there(f"look at {prefix}", itself)
+        top = self._if_there(f"look at {prefix or _ROOT}", itself)
         if top is None:
             return None
         times = [top.st_mtime]
@@ -228,6 +231,12 @@ class LocalStorage:
         with self._attempt(f"make {PARTIAL}"), self._folder.making(PARTIAL, durable=False):
             return self.root / PARTIAL
 
+    def _create(self, parent: int, key: str, value: bytes) -> None:
+        try:
+            _create(parent, key.rpartition("/")[2], value)
+        except FileExistsError as error:
+            raise FileExistsError(error.errno, error.strerror, str(self.root / key)) from None
+
     def _empty(self, folder: int, path: str, keep: Collection[str]) -> int:
         removed = 0
         for name, is_folder, _ in _entries(folder):
@@ -243,7 +252,7 @@ class LocalStorage:
     def _below(self, prefix: str) -> Iterator[_Entry]:
         """All below `prefix`, what a folder holds before the folder. What goes away meanwhile is
         passed over."""
-        with self._attempt(f"list {prefix}"):
+        with self._attempt(f"list {prefix or _ROOT}"):
             try:
                 with self._folder.listing(prefix) as folder:
                     for name, is_folder, is_file in _entries(folder):

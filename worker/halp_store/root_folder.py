@@ -141,7 +141,7 @@ class RootFolder:
     def _walk(self, path: str, flags: int, *, make: bool, durable: bool) -> Iterator[int]:
         root = self._hold()
         # Threads that list one open folder would share their place in it.
-        current = root.number if flags == _PASS else os.open(".", flags, dir_fd=root.number)
+        current = root.number if path else os.open(".", _LIST, dir_fd=root.number)
         try:
             reached: list[str] = []
             for name in filter(None, path.split("/")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ class ScratchColumn:
             for plane in self._planes:
                 os.ftruncate(plane.fileno(), rows * self._row_bytes)
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise _unavailable(self._folder, error) from error
         self._has_lower = False
         self._half = np.empty((0, width), _HALF)
         self._whole = np.zeros((0, width, 2), _HALF)
@@ -80,9 +81,11 @@ class ScratchColumn:
             try:
                 count = os.preadv(descriptor, [rest], offset)
             except OSError as error:
-                raise self._unavailable(error) from error
+                raise _unavailable(self._folder, error) from error
             if count == 0:
-                raise self._unavailable(OSError(errno.EIO, "the scratch file became shorter"))
+                raise _unavailable(
+                    self._folder, OSError(errno.EIO, "the scratch file became shorter")
+                )
             rest, offset = rest[count:], offset + count
 
     def _write(
@@ -93,10 +96,19 @@ class ScratchColumn:
             try:
                 count = os.pwrite(descriptor, value.data, row * self._row_bytes)
             except OSError as error:
-                raise self._unavailable(error) from error
+                raise _unavailable(self._folder, error) from error
             if count != self._row_bytes:
-                raise self._unavailable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+                raise _unavailable(self._folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    def _unavailable(self, error: OSError) -> StoreUnavailable:
-        remedy = f"{remedy_for(error, self._folder)}; or give a folder elsewhere with --scratch"
-        return StoreUnavailable(str(self._folder), "sort a column", error, remedy)
+
+def free_bytes(folder: Path) -> int:
+    """How much there is for scratch files. Raises StoreUnavailable."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _unavailable(folder, error) from error
+
+
+def _unavailable(folder: Path, error: OSError) -> StoreUnavailable:
+    remedy = f"{remedy_for(error, folder)}; or give a folder elsewhere with --scratch"
+    return StoreUnavailable(str(folder), "sort a column", error, remedy)
