@@ -19,7 +19,7 @@ from halp_store.layout import SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.names import new_segment_name, prefix_of
 from halp_store.reader import open_store
-from halp_store.root import read_root
+from halp_store.root import claim_root, read_root
 from halp_store.segment import build_segment
 from halp_store.writer import StoreWriter
 
@@ -191,12 +191,14 @@ def fork() -> Fork:
 
 @pytest.fixture(scope="session")
 def publish() -> Callable[..., str]:
-    """Put a segment into a store as a writer does, but with any rows and under any name."""
+    """Put a segment into a store as a writer does, but with any rows and under any name. A store is
+    made where there is none."""
 
     def put(path: os.PathLike[str], features: FeatureBatch, worker: str = "hand") -> str:
         name = worker if prefix_of(worker) else new_segment_name(worker)
         disk = LocalStorage(path)
-        stamp = read_root(disk).stamp
+        is_new = disk.read("zarr.json") is None
+        stamp = (claim_root(disk, features.layout) if is_new else read_root(disk)).stamp
         segment = build_segment(
             features, name=name, stamp=stamp, provenance={}, created="2026-01-01"
         )

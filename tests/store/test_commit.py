@@ -1,5 +1,6 @@
 """The commit under attack: killed at every write, raced, watched, fenced, too slow."""
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from halp_store.errors import DamagedSegment, PublishFailed, StagingTooSlow, Sto
 from halp_store.layout import Layout
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
+from halp_store.root import read_root
 
 from .dying import DyingStorage
 
@@ -250,10 +252,13 @@ def test_a_segment_that_was_staged_too_slowly_is_given_up(tmp_path, make_rows, o
 
 
 TOMBSTONE = b'{"zarr_format": 3, "node_type": "group", "attributes": {"tombstone": true}}'
-FOREIGN = (
-    b'{"attributes": {"layout_version": 1, "nonce": "theirs", "question_ids": ["x"],'
-    b' "content_hashes": ["x"]}}'
-)
+RIVAL = b"a segment of this store with another nonce"
+
+
+def _rivals(storage):
+    """A segment's zarr.json with another nonce."""
+    attributes = {"nonce": "theirs", "question_ids": ["x"], "content_hashes": ["x"]}
+    return json.dumps({"attributes": {**read_root(storage).stamp, **attributes}}).encode()
 
 
 class FencedStorage(LocalStorage):
@@ -266,11 +271,12 @@ class FencedStorage(LocalStorage):
     def publish(self, key, value):
         if key.startswith("segments/") and self.times:
             self.times -= 1
-            assert super().publish(key, self.instead)
+            instead = _rivals(self) if self.instead is RIVAL else self.instead
+            assert super().publish(key, instead)
         return super().publish(key, value)
 
 
-@pytest.mark.parametrize("instead", [TOMBSTONE, FOREIGN], ids=["tombstone", "other nonce"])
+@pytest.mark.parametrize("instead", [TOMBSTONE, RIVAL], ids=["tombstone", "other nonce"])
 def test_a_segment_that_lost_its_name_is_written_under_a_new_one(
     tmp_path, make_rows, open_writer, instead
 ):
@@ -284,7 +290,7 @@ def test_a_segment_that_lost_its_name_is_written_under_a_new_one(
     store = open_store(tmp_path)
     assert flush.segment in store.segments
     assert {store["a"].segment, store["b"].segment} == {flush.segment}
-    assert ("x" in store) == (instead is FOREIGN)
+    assert ("x" in store) == (instead is RIVAL)
 
 
 def test_rubbish_in_place_of_a_segment_is_named(tmp_path, make_rows, open_writer):

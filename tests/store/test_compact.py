@@ -1,7 +1,6 @@
 """Compaction: one sorted group that plain xarray opens, whatever is killed, raced or damaged."""
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -15,7 +14,7 @@ import zarr
 
 from halp_store import generation, generation_writer, scratch
 from halp_store.compaction import compact
-from halp_store.errors import DamagedSegment, NoRoom, NotAStore
+from halp_store.errors import DamagedSegment, GenerationMissing, NoRoom, NotAStore
 from halp_store.layout import Layout
 from halp_store.local import LocalStorage
 from halp_store.pruning import prune
@@ -129,18 +128,11 @@ def test_of_two_rows_of_one_id_the_readers_stays(tmp_path, publish, make_rows, h
     publish(tmp_path, make_rows(["x"], "second"), "b-" + "0" * 32)
     publish(tmp_path, make_rows(["x", "y", "y"], "first"), "a-" + "0" * 32)
     publish(tmp_path, make_rows(["y"], "first"), "c-" + "0" * 32)
-    _root(tmp_path, make_rows)
     seen = open_store(tmp_path)["x"].answer
     done = compact(LocalStorage(tmp_path))
     assert (done.rows, done.dropped, done.contradictions) == (2, 3, ("x",))
     store = holds(tmp_path, ["x", "y"], "first")
     assert store["x"].answer == seen
-
-
-def _root(path, make_rows):
-    attributes = make_rows(["x"]).layout.to_json()
-    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    (path / "zarr.json").write_text(json.dumps(document))
 
 
 def test_float32_is_kept_to_the_last_bit(tmp_path):
@@ -413,11 +405,16 @@ def test_one_that_finds_its_segments_pruned_takes_the_others_generation(
 def test_a_generation_that_lost_its_metadata_is_never_mixed_with_a_new_one(
     tmp_path, fill, make_rows
 ):
-    """Its files are not those of a new plan: the number is given up."""
+    """Nothing goes on without it while its marker is there. Its files are not those of a new plan:
+    the number is given up."""
     fill(tmp_path, IDS[:10])
     compact(LocalStorage(tmp_path))
     prune(LocalStorage(tmp_path), grace_seconds=0)
     (tmp_path / "compacted/000001/zarr.json").unlink()
+    for opening in (open_store, lambda path: fill(path, IDS[10:20], worker="again")):
+        with pytest.raises(GenerationMissing, match="compacted/000001 is missing"):
+            opening(tmp_path)
+    shutil.rmtree(tmp_path / "segments/.pruned")
     fill(tmp_path, IDS[10:20], worker="again")
     with pytest.raises(DamagedSegment, match=r"compacted/000001: its zarr\.json: is missing"):
         open_store(tmp_path)

@@ -28,6 +28,7 @@ from halp_store.local import LocalStorage
 from halp_store.objects import ObjectStorage
 from halp_store.pruning import prune
 from halp_store.reader import open_store
+from halp_store.root import read_root
 from halp_store.segment import build_segment
 from halp_store.verify import verify_store
 from halp_store.writer import StoreWriter
@@ -281,7 +282,13 @@ def test_a_staged_segment_is_fenced_or_published_never_both(url, layout, make_ro
     StoreWriter.open(url, layout, worker="w", provenance={})
     for number in range(4):
         name = f"w-{number:032x}"
-        segment = build_segment(make_rows([f"q{number}"]), name=name, provenance={}, created="")
+        segment = build_segment(
+            make_rows([f"q{number}"]),
+            name=name,
+            stamp=read_root(storage).stamp,
+            provenance={},
+            created="",
+        )
         for key, value in segment.staged.items():
             storage.write(f"segments/{name}/{key}", value)
         with ThreadPoolExecutor(2) as threads:
@@ -402,7 +409,8 @@ def test_a_fence_that_a_lagging_listing_misled_loses_no_row(proxy, url, layout, 
     """What it did not see can still be published: the row is there twice, and is shown once."""
     late = StoreWriter.open(url, layout, worker="b", provenance={})
     storage, name = ObjectStorage(url), f"a-{0:032x}"
-    segment = build_segment(make_rows(["x"]), name=name, provenance={}, created="2026-01-01")
+    stamp = read_root(storage).stamp
+    segment = build_segment(make_rows(["x"]), name=name, stamp=stamp, provenance={}, created="")
     for key, value in segment.staged.items():
         storage.write(f"segments/{name}/{key}", value)
     proxy.fault = lambda method, path: "stale" if "list-type" in path else None

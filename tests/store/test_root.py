@@ -19,7 +19,7 @@ def test_the_root_says_what_the_store_is_made_of(tmp_path, open_writer, layout):
     assert store.layout == layout
     assert (store.layers, store.positions) == ((0, 3), ("vision_token", "query_token"))
     attributes = zarr.open_group(tmp_path / "deep" / "s", mode="r").attrs.asdict()
-    assert (attributes["layout_version"], tuple(attributes["scores"])) == (2, layout.scores)
+    assert (attributes["layout_version"], tuple(attributes["scores"])) == (3, layout.scores)
     assert attributes["fingerprint"] == layout.fingerprint
 
 
@@ -61,7 +61,7 @@ def test_scores_are_a_part_of_the_configuration(tmp_path, open_writer, layout, p
         open_writer(path, stored)
         with pytest.raises(StoreMismatch) as caught:
             open_writer(path, ours)
-        lists = [list(one.scores) or None for one in (stored, ours)]
+        lists = [list(each.scores) or None for each in (stored, ours)]
         assert caught.value.differences["scores"] == tuple(lists)
     fewer = dataclasses.replace(layout, scores=layout.scores[:-1])
     with pytest.raises(StoreMismatch) as caught:
@@ -92,6 +92,7 @@ def test_a_store_says_which_scores_it_has_before_it_is_opened(tmp_path, open_wri
         (2, ["risk", "mean_logprob"]),
         (2, ["risk", "risk"]),
         (2, ["risk", "mood"]),
+        (3, ["risk", "mood"]),
     ],
 )
 def test_scores_that_do_not_go_with_the_version_are_no_store_of_ours(
@@ -115,7 +116,7 @@ def test_an_unknown_layout_version_is_refused_by_name(tmp_path, open_writer):
     document["attributes"]["layout_version"] = 99
     root.write_text(json.dumps(document))
     for opening in (open_store, open_writer):
-        with pytest.raises(LayoutVersionError, match="layout version: expected 2, got 99"):
+        with pytest.raises(LayoutVersionError, match="layout version: expected 3, got 99"):
             opening(tmp_path)
 
 

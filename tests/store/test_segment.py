@@ -15,13 +15,17 @@ from zarr.storage import MemoryStore
 from halp_store.features import FeatureBatch
 from halp_store.layout import COUNT_COLUMNS, SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.reader import open_store
+from halp_store.root import Root
 from halp_store.segment import build_segment
 
 NASTY = ("", "a\0b", "\0", "🦓 e\u0301 ‮", "x" * 100_000, "a\nb\r\n", "\ufeff", "trailing\0\0")
 
 
 def _in_memory(features):
-    segment = build_segment(features, name="w-1", provenance={"torch": "2"}, created="2026-01-01")
+    stamp = Root(features.layout, 3, "id").stamp
+    segment = build_segment(
+        features, name="w-1", stamp=stamp, provenance={"torch": "2"}, created="2026-01-01"
+    )
     buffer = default_buffer_prototype().buffer
     values = {key: buffer.from_bytes(value) for key, value in segment.staged.items()}
     return MemoryStore({**values, "zarr.json": buffer.from_bytes(segment.metadata)})
@@ -73,7 +77,9 @@ def test_attributes_tell_where_a_segment_came_from(make_rows):
     """ids, content hashes, nonce, time and provenance are in the group's attributes."""
     features = make_rows(["a", "b"])
     attributes = zarr.open_group(_in_memory(features), mode="r").attrs.asdict()
-    assert attributes["layout_version"] == 2
+    assert attributes["layout_version"] == 3
+    assert attributes["store_id"] == "id"
+    assert attributes["fingerprint_digest"].startswith("sha256:")
     assert attributes["question_ids"] == ["a", "b"]
     assert attributes["content_hashes"] == ["a-a", "a-b"]
     assert attributes["provenance"] == {"torch": "2"}
@@ -81,11 +87,10 @@ def test_attributes_tell_where_a_segment_came_from(make_rows):
     assert len(attributes["nonce"]) == 32
 
 
-def test_a_segment_without_scores_is_of_version_1(make_rows, plain):
-    """Without a column more: what an earlier version reads."""
+def test_a_segment_without_scores_has_no_column_for_them(make_rows, plain):
+    """As imported stores have none, and those of version 1."""
     features = make_rows(["a"], of=plain)
     group = zarr.open_group(_in_memory(features), mode="r")
-    assert group.attrs["layout_version"] == 1
     assert set(group.array_keys()) == {
         "layer", *features.text, *features.integers, *features.vectors
     }  # fmt: skip
@@ -112,7 +117,8 @@ def test_all_chunks_are_written_even_of_fill_values(make_rows):
     blank = FeatureBatch(
         features.layout, empty, features.integers, features.vectors, features.scores
     )
-    keys = build_segment(blank, name="w-1", provenance={}, created="").staged.keys()
+    segment = build_segment(blank, name="w-1", stamp={}, provenance={}, created="")
+    keys = segment.staged.keys()
     for key in keys:
         if key.endswith("/zarr.json"):
             assert any(other.startswith(key.replace("zarr.json", "c.")) for other in keys), key

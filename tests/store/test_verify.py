@@ -190,7 +190,7 @@ def test_a_score_may_be_none_but_not_infinite(path, publish, make_rows, value):
 
 
 @pytest.mark.parametrize("is_older", [True, False])
-def test_a_segment_of_another_layout_version_than_the_stores_is_found(
+def test_a_segment_with_other_columns_than_the_stores_is_found(
     tmp_path, open_writer, publish, make_rows, layout, plain, is_older
 ):
     """Without the scores that the store has, or with scores that it has not."""
@@ -198,9 +198,8 @@ def test_a_segment_of_another_layout_version_than_the_stores_is_found(
     open_writer(tmp_path / "v", ours)
     name = publish(tmp_path / "v", make_rows(["a"], of=theirs))
     found = verify_store(tmp_path / "v").problems
-    assert {(one.kind, one.segment) for one in found} == {(ProblemKind.DAMAGED, name)}
-    sentences = "\n".join(one.sentence for one in found)
-    assert "is not as it was written: attributes" in sentences
+    assert {(problem.kind, problem.segment) for problem in found} == {(ProblemKind.DAMAGED, name)}
+    sentences = "\n".join(problem.sentence for problem in found)
     assert "other arrays than expected: first_token_entropy, mean_logprob, risk" in sentences
 
 

@@ -17,6 +17,7 @@ from halp_store.index import SegmentIndex
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
 from halp_store.record import Record
+from halp_store.root import read_root
 
 IDS = sorted(f"q{number}" for number in range(20))
 
@@ -137,7 +138,8 @@ def test_a_view_stays_as_it_is_when_the_store_is_refreshed(path, open_writer, ma
 def publish_one(disk, features, name):
     from halp_store.segment import build_segment
 
-    segment = build_segment(features, name=name, provenance={}, created="2026-01-01")
+    stamp = read_root(disk).stamp
+    segment = build_segment(features, name=name, stamp=stamp, provenance={}, created="2026-01-01")
     for key, value in segment.staged.items():
         disk.write(f"segments/{name}/{key}", value)
     assert disk.publish(f"segments/{name}/zarr.json", segment.metadata)

@@ -82,8 +82,8 @@ class DamagedSegment(StoreError):
         if is_generation(segment):
             kind, path = "generation", segment
             instead = (
-                f"or delete {path} and compact again, which takes the segments it was made of: "
-                "those that were pruned have to be enqueued again"
+                f"or delete {path} and segments/.pruned and compact again, which takes the "
+                "segments it was made of: those that were pruned have to be enqueued again"
             )
         else:
             kind, path = "segment", _path(segment)
@@ -160,8 +160,8 @@ class GenerationMissing(DamagedSegment):
         StoreError.__init__(
             self,
             f"{where}: {generation} is missing, and segments were removed because it has their "
-            "rows: this may be a copy that was made while `compact --prune` ran; restore "
-            f"{generation} from the original, and make copies with `halp-store copy`",
+            f"rows; restore {generation}, or make the copy again with `halp-store copy` if this is "
+            "one. If it is lost for good: delete segments/.pruned, enqueue its questions again",
         )
 
 

@@ -111,8 +111,8 @@ def claim_root(storage: Storage, layout: Layout) -> Root:
         # Lost to another worker that starts at the same time? Then the comparison decides.
         storage.publish(METADATA, root_document(Root.new(layout)))
     root = read_root(storage)
-    stored, ours = root.layout.to_json(), json.loads(json.dumps(layout.to_json()))
-    if json.loads(json.dumps(stored)) != ours:
+    stored, ours = (json.loads(json.dumps(each.to_json())) for each in (root.layout, layout))
+    if stored != ours:
         raise StoreMismatch(storage.where, stored, ours)
     return root
 

@@ -337,7 +337,7 @@ class StoreWriter:
         except GoneSegment:
             # Pruned since it was seen? Then a generation has the rows.
             generation = self._index.generation
-            self._index.refresh()
+            self.refresh()
             if self._index.generation is generation:
                 raise
             return self._receipt(keys, said)

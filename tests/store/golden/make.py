@@ -23,7 +23,7 @@ from halp_store.fence import fence_segment
 from halp_store.layout import LAYOUT_VERSION, SCORE_COLUMNS, TEXT_COLUMNS, Layout
 from halp_store.local import LocalStorage
 from halp_store.pruning import prune
-from halp_store.root import claim_root
+from halp_store.root import claim_root, read_root
 from halp_store.segment import build_segment
 
 HERE: Final = Path(__file__).parent
@@ -76,7 +76,11 @@ def make_rows(ids: Sequence[str]) -> FeatureBatch:
 
 def publish(storage: LocalStorage, name: str, ids: Sequence[str]) -> None:
     segment = build_segment(
-        make_rows(ids), name=name, provenance={"torch": "2.11"}, created="2026-11-25T00:00:00.000"
+        make_rows(ids),
+        name=name,
+        stamp=read_root(storage).stamp,
+        provenance={"torch": "2.11"},
+        created="2026-11-25T00:00:00.000",
     )
     for key, value in segment.staged.items():
         storage.write(f"segments/{name}/{key}", value)
@@ -97,7 +101,7 @@ def main() -> None:
         raise SystemExit(f"{target} is there; golden stores are made once")
     with tempfile.TemporaryDirectory() as folder:
         storage = LocalStorage(Path(folder) / "store")
-        claim_root(storage, LAYOUT)
+        root = claim_root(storage, LAYOUT)
         for name, ids in SEGMENTS:
             publish(storage, name, ids)
         fence_segment(storage, "host-3-" + "d" * 32)
@@ -111,7 +115,7 @@ def main() -> None:
     ids = sorted({one for _, some in SEGMENTS for one in some})
     later = sorted([*ids, "question_comb_5", "question_comb_6"])
     stores = {"segments": columns(ids), "compacted": columns(later)}
-    document = {"layout": LAYOUT.to_json(), "stores": stores}
+    document = {"layout": root.to_json(), "stores": stores}
     target.write_text(json.dumps(document, indent=1, allow_nan=False))
 
 
