@@ -88,8 +88,8 @@ class Consumer:
         self._own_page: str | None = "-"
         self._pause = FIRST_PAUSE_SECONDS
         self._has_group = False
-        self.polled_ms = 0
-        """Unix time of the last read that the server answered."""
+        self.polled_s: float | None = None
+        """When the server last answered a read, on the monotonic clock; None before the first."""
 
     @property
     def in_hand(self) -> int:
@@ -127,7 +127,7 @@ class Consumer:
                 raise
             return []
         self._pause = FIRST_PAUSE_SECONDS
-        self.polled_ms = int(time.time() * 1000)
+        self.polled_s = time.monotonic()
         self._on_poll()
         return self._decode(entries)
 

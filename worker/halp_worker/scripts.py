@@ -253,8 +253,15 @@ BEAT: Final = (
 -- Tells the run what a worker does, and forgets workers that are gone and hold nothing.
 -- KEYS: jobs, workers. ARGV: group, me, what to tell, the consumer of delayed jobs, ms after which
 -- a worker that was not seen is gone.
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-local gone_before = now_ms() - ARGV[5]
+-- A worker's clock may be a day off: its times are moved so that it was seen now, by this clock.
+local now = now_ms()
+local told_now = cjson.decode(ARGV[3])
+local behind = now - told_now.seen_ms
+for _, name in ipairs({'started_ms', 'polled_ms', 'seen_ms'}) do
+  if told_now[name] ~= 0 then told_now[name] = told_now[name] + behind end
+end
+redis.call('HSET', KEYS[2], ARGV[2], cjson.encode(told_now))
+local gone_before, never_after = now - ARGV[5], now + ARGV[5]
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 local holds = {}
 for _, consumer in ipairs(consumers.err and {} or consumers) do
@@ -272,7 +279,8 @@ local told = redis.call('HGETALL', KEYS[2])
 for i = 1, #told, 2 do
   local readable, activity = pcall(cjson.decode, told[i + 1])
   local seen = readable and type(activity) == 'table' and tonumber(activity.seen_ms) or 0
-  if seen < gone_before and not holds[told[i]] and told[i] ~= ARGV[2] then
+  local is_gone = seen < gone_before or seen > never_after  -- the latter: by another clock
+  if is_gone and not holds[told[i]] and told[i] ~= ARGV[2] then
     if holds[told[i]] == false then
       redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], told[i])
     end
