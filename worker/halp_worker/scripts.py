@@ -11,9 +11,14 @@ from __future__ import annotations
 from typing import Final
 
 _HEAD: Final = """#!lua flags=allow-oom
+local function unless_gone(reply)
+  if reply.err == nil then return reply end
+  if string.find(reply.err, 'NOGROUP') or string.find(reply.err, 'no such key') then return {} end
+  error(reply)
+end
+
 local function owned(jobs, group, me, id)
-  local pending = redis.pcall('XPENDING', jobs, group, id, id, 1, me)
-  return pending.err == nil and #pending > 0
+  return #unless_gone(redis.pcall('XPENDING', jobs, group, id, id, 1, me)) > 0
 end
 
 local function now_ms()
@@ -34,7 +39,8 @@ end
 """`of`: a field of one consumer, as XINFO CONSUMERS lists them.
 `started`: how often, and by whom if that worker has not given it back: whoever works on it next
 must fence that one, however many had it in between and whichever replies were lost.
-`owned` is also false where the stream or its group is gone."""
+`owned` is also false where the stream or its group is gone; what else the server refuses (a
+command that this user may not use, a key of another type) is an error, never a lost lease."""
 
 OWN: Final = (
     _HEAD
@@ -241,6 +247,7 @@ LEAVE: Final = (
     + """
 -- KEYS: jobs. ARGV: group, me. XGROUP DELCONSUMER drops what a consumer holds: only with nothing.
 local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if held.err and not string.find(held.err, 'NOGROUP') then return held end
 if held.err or #held > 0 then return 0 end
 redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
 return 1
@@ -262,9 +269,9 @@ for _, name in ipairs({'started_ms', 'polled_ms', 'seen_ms'}) do
 end
 redis.call('HSET', KEYS[2], ARGV[2], cjson.encode(told_now))
 local gone_before, never_after = now - ARGV[5], now + ARGV[5]
-local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+local consumers = unless_gone(redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]))
 local holds = {}
-for _, consumer in ipairs(consumers.err and {} or consumers) do
+for _, consumer in ipairs(consumers) do
   local name, pending = of(consumer, 'name'), of(consumer, 'pending')
   local is_idle = of(consumer, 'idle') > tonumber(ARGV[5])
   holds[name] = pending > 0
