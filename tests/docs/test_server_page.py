@@ -11,6 +11,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
+from halp_producer.account import run_account
 from halp_producer.cli import app
 from halp_producer.keys import RunKeys
 from halp_producer.results import read_results
@@ -46,7 +47,7 @@ def test_the_acl_lines_are_enough_for_a_run_and_no_more(own, urls, run, tmp_path
     dataset, keys = tmp_path / "d.jsonl", RunKeys(run)
     names = ("question_id", "image", "question", "ground_truth")
     jobs = [make_job(number) for number in range(8)]
-    jobs += [make_job(8, "reject"), make_job(9, "cancel me")]
+    jobs += [make_job(8, "POISON retry"), make_job(9, "POISON reject"), make_job(10)]
     dataset.write_text(
         "".join(json.dumps({name: getattr(job, name) for name in names}) + "\n" for job in jobs)
     )
@@ -58,13 +59,14 @@ def test_the_acl_lines_are_enough_for_a_run_and_no_more(own, urls, run, tmp_path
         return result.output
 
     producer("enqueue", str(dataset))
-    producer("cancel", "q9")
+    producer("cancel", "q10")
     with connect(urls["halp-producer"]) as client:
         fleet = Fleet(urls["halp-worker"], client, run, tmp_path)
         try:
             fleet.finish("--batch-size", "2")
         finally:
             fleet.end()
+        assert run_account(client, keys).failed
         assert read_results(client, keys, block_ms=10).results
     assert "q9" in producer("failed", "list")
     producer("failed", "show", "q9")
