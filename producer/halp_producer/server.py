@@ -76,16 +76,17 @@ def connect_patiently(
     url: str,
     note: Callable[[str], None],
     *,
-    patience_s: float = PATIENCE_S,
+    patience_s: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> redis.Redis:
     """As `connect_exact`, but waits for a server that is away. Raises ServerError: at once for what
     waiting does not mend, ServerAwayError in the end.
 
-    note: is told what is waited for.
+    note: is told what is waited for. patience_s: None, PATIENCE_S.
     """
-    deadline, pause = clock() + patience_s, _FIRST_PAUSE_S
+    deadline = clock() + (PATIENCE_S if patience_s is None else patience_s)
+    pause = _FIRST_PAUSE_S
     while True:
         try:
             return connect_exact(url)

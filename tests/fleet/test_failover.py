@@ -141,6 +141,15 @@ def test_a_failover_by_sentinels_in_the_middle_of_a_run(sentinels, run, tmp_path
         fleet.end()
 
 
+def test_what_repeats_nothing_repeats_nothing_with_sentinels_either(sentinels):
+    """Whichever server is the primary."""
+    *_, url = sentinels
+    with connect_exact(url) as client:
+        settings = client.connection_pool.connection_kwargs
+        assert settings["retry"].get_retries() == 0
+        assert settings["socket_timeout"] == server_module.REQUEST_TIMEOUT_S
+
+
 def reached(client):
     with contextlib.suppress(redis.RedisError):
         return client.ping() and client.info("replication")["role"] != "slave"
@@ -231,6 +240,17 @@ def test_a_primary_of_a_cluster_ends_in_the_middle_of_a_run(cluster, run, tmp_pa
         assert_each_once(fleet, JOBS)
         assert fleet.status().finished
         fleet.end()
+
+
+def test_what_repeats_nothing_repeats_nothing_in_a_cluster_either(cluster):
+    """Redirections apart: a server that redirects has done nothing."""
+    *_, url = cluster
+    with connect_exact(url) as client:
+        assert client.retry.get_retries() == 0
+        for node in client.get_nodes():
+            settings = node.redis_connection.connection_pool.connection_kwargs
+            assert settings["retry"].get_retries() == 0
+            assert settings["socket_timeout"] == server_module.REQUEST_TIMEOUT_S
 
 
 def moved(client, key, holder):
