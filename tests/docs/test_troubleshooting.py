@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 ERRORS = {
     *("FatalError", "DeviceBroken", "DeviceOutOfMemory", "Rejected", "Retryable", "Rejection"),
     *("ServerError", "DatasetError", "ScratchError", "LineError", "UnknownRunError"),
-    "AskError",
+    *("AskError", "UrlError"),
     *("BadAddress", "RemoteExtraMissing", "NothingToMeasure", "ExportError", "SelectionError"),
     *("ProbeError", "BadProbe", "UnknownRepresentation", "CannotSplit", "NoRows"),
     *("CannotTrain", "NoLabels", "DamagedLabels", "BadLabelsFile", "BadProgram"),
@@ -61,7 +61,7 @@ def _said():
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=given):
                 if name in ERRORS or name in SAY_SO.get(path.name, ()):
                     yield from ((f"{path.name}:{node.lineno}", _text(one)) for one in given)
-            case ast.Return(value=value) if path.name == "server.py":
+            case ast.Return(value=value) if path.name in ("server.py", "server_errors.py"):
                 yield f"{path.name}:{node.lineno}", _text(value)
 
 

@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ from halp_store import FeatureBatch, Layout
 from halp_store.layout import GRID_COLUMN
 from halp_store.local import LocalStorage
 from halp_store.storage import SEGMENTS
+from halp_worker import assembly
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.batcher import Batch
 from halp_worker.consumer import Consumer
 from halp_worker.delivery import row_key
 from halp_worker.extraction import Extraction
 from halp_worker.fates import DeviceOutOfMemory, FatalError, Reason, Rejected, Retryable
+from halp_worker.last_wait import LastWait
 from halp_worker.logs import set_up_logging
 from halp_worker.retry import RetryPolicy
 from halp_worker.settings import ModelSettings, WorkerSettings
@@ -192,6 +195,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--flush-rows", type=int, default=64)
     parser.add_argument("--flush-seconds", type=float, default=5)
     parser.add_argument("--metrics-port", type=int)
+    parser.add_argument("--last-wait", type=float, help="seconds, instead of the worker's")
     parser.add_argument("--until-empty", action="store_true")
     parser.add_argument("--log-format", help="as of `halp-worker run`; without, for these tests")
     parser.add_argument("--large", action="store_true", help="rows of the 7B model's size")
@@ -240,6 +244,8 @@ def run(arguments: Sequence[str]) -> int:
         extractor=StandIn(layout, options.batch_ms / 1000),
         device="none",
     )
+    if options.last_wait:
+        assembly.LastWait = partial(LastWait, seconds=options.last_wait)
     for one in options.at:
         step, when, call, name = one.split(":")
         strike(step, when, int(call), signal.Signals[f"SIG{name}"])

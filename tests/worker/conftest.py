@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from halp_producer import Job, RunKeys
+from halp_producer import server as server_module
 from halp_producer.enqueue import enqueue_jobs
 
 
@@ -24,6 +25,12 @@ def make_job(number: int, **changes: Any) -> Job:
         "ground_truth": "yes",
     }
     return Job(**{**fields, **changes})
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Where a test's server is not there, no test waits for it."""
+    monkeypatch.setattr(server_module, "PATIENCE_S", 0)
 
 
 @pytest.fixture

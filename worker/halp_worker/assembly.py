@@ -30,6 +30,7 @@ from halp_worker.batcher import Batcher
 from halp_worker.consumer import Consumer
 from halp_worker.footprint import peak_resident_bytes
 from halp_worker.heartbeat import Describe, Heartbeat
+from halp_worker.last_wait import LastWait
 from halp_worker.live_line import live_line
 from halp_worker.logs import belong_to
 from halp_worker.metrics import Metrics
@@ -133,7 +134,7 @@ def serve(
             lease_seconds=settings.lease_seconds,
         )
         log.info("worker %s: run %s -> %s", name, settings.run, settings.store)
-        _stop_by_signals(service)
+        _stop_by_signals(service, LastWait(client, consumer))
         with heartbeat, _line_of(settings, describe, metrics):
             return service.run()
 
@@ -147,7 +148,7 @@ def _line_of(
     return live_line(lambda: describe(_now_ms()), lambda: metrics.backlog_jobs)
 
 
-def _stop_by_signals(service: Service) -> None:
+def _stop_by_signals(service: Service, last_wait: LastWait) -> None:
     """From now on SIGTERM or SIGINT ends the work in order; the second one ends the process.
 
     The second loses nothing: what is not acknowledged is another worker's after the lease. It
@@ -160,6 +161,7 @@ def _stop_by_signals(service: Service) -> None:
             os._exit(128 + number)
         log.info("%s: finishing the batch in hand", signal.Signals(number).name)
         service.stop()
+        last_wait.begin()
         # On a thread: this frame may have interrupted the very code whose locks a release needs.
         threading.Thread(target=_release, args=[service], name="release", daemon=True).start()
 
@@ -193,7 +195,8 @@ def _describer(
 
     def describe(now_ms: int) -> WorkerActivity:
         metrics.in_hand(consumer.in_hand)
-        memory_bytes = engine.memory_bytes()
+        memory_bytes, moved_s = engine.memory_bytes(), service.moved_s
+        silent_s = None if moved_s is None else time.monotonic() - moved_s
         metrics.memory(memory_bytes)
         return WorkerActivity(
             worker=consumer.name,
@@ -204,7 +207,7 @@ def _describer(
             state=service.state,
             started_ms=started_ms,
             seen_ms=now_ms,
-            polled_ms=service.moved_ms,
+            polled_ms=0 if silent_s is None else now_ms - int(1000 * silent_s),
             in_hand=consumer.in_hand,
             done=service.tally.done,
             failed=service.tally.failed,

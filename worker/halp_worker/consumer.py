@@ -87,9 +87,13 @@ class Consumer:
         # Entries that a lost reply left on our own list come before anything else.
         self._own_page: str | None = "-"
         self._pause = FIRST_PAUSE_SECONDS
+        self._waits_since: float | None = None
         self._has_group = False
-        self.polled_ms = 0
-        """Unix time of the last read that the server answered."""
+        self.polled_s: float | None = None
+        """When the server last answered a read, on the monotonic clock; None before the first."""
+
+        self.unacknowledged = 0
+        """Entries whose rows a receipt proves, while the server is told."""
 
     @property
     def in_hand(self) -> int:
@@ -126,14 +130,25 @@ class Consumer:
             else:
                 raise
             return []
-        self._pause = FIRST_PAUSE_SECONDS
-        self.polled_ms = int(time.time() * 1000)
+        self._answered()
+        self.polled_s = time.monotonic()
         self._on_poll()
         return self._decode(entries)
 
     def _wait_for_server(self, error: Exception) -> None:
         log.warning("server not available (%s): trying again in %.1f s", error, self._pause)
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
         self._recover()
+
+    def _answered(self) -> None:
+        self._pause, self._waits_since = FIRST_PAUSE_SECONDS, None
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long it has tried the same in vain."""
+        since = self._waits_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def _recover(self) -> None:
         self._own_page = "-"
@@ -316,7 +331,8 @@ class Consumer:
                 risk=row.risk,
             )
             arguments += [entry_id, len(message), *message]
-        return self._finish(
+        self.unacknowledged += len(held)
+        acknowledged = self._finish(
             list(held),
             lambda _: self._ack(
                 keys=[
@@ -326,6 +342,8 @@ class Consumer:
                 args=[GROUP, self.name, DONE, RESULTS_KEPT, *arguments],
             ),
         )
+        self.unacknowledged -= len(held)
+        return acknowledged
 
     def fail(self, row: RowKey, rejection: Rejection) -> int:
         """Moves every entry in hand of this row to the failed stream; returns how many."""
@@ -414,7 +432,7 @@ class Consumer:
                 was_repeated = True
                 self._wait_for_server(error)
             else:
-                self._pause = FIRST_PAUSE_SECONDS
+                self._answered()
                 return reply, was_repeated
 
     def _lose(self, raw_ids: Iterable[bytes]) -> list[str]:

@@ -95,11 +95,11 @@ class Service:
         return self._stopping.is_set()
 
     @property
-    def moved_ms(self) -> int:
-        """Unix time of the last read that the server answered; while a batch runs, not later than
-        its start, for the loop goes on though a device hangs."""
-        polled, since = self._consumer.polled_ms, self._device.busy_since_ms
-        return polled if since is None else min(polled, since)
+    def moved_s(self) -> float | None:
+        """When the server last answered a read, on the monotonic clock; while a batch runs, not
+        later than its start, for the loop goes on though a device hangs. None before the first."""
+        polled, since = self._consumer.polled_s, self._device.busy_since_s
+        return polled if since is None or polled is None else min(polled, since)
 
     def stop(self) -> None:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
