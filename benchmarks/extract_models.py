@@ -102,7 +102,6 @@ def load_shape(
     checkpoint = build_checkpoint(
         folder / "checkpoint", SmallShape(max_image_tokens=shape.max_image_tokens)
     )
-    _never_stop(checkpoint)
     is_small = shape.name == "small"
     settings = ModelSettings(
         str(checkpoint),
@@ -111,6 +110,7 @@ def load_shape(
         max_new_tokens=shape.new_tokens,
     )
     loaded = load_model(settings)
+    loaded = replace(loaded, generation=replace(loaded.generation, stop_tokens=(NEVER,)))
     if not is_small:
         config = published_config(shape.name, checkpoint, changes)
         loaded = _with_random_weights(loaded, shape, config, device)
@@ -124,11 +124,6 @@ def load_shape(
         use_cache=True,
     )
     return loaded
-
-
-def _never_stop(checkpoint: Path) -> None:
-    path = checkpoint / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [NEVER]}))
 
 
 def published_config(name: str, checkpoint: Path, changes: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -104,6 +105,7 @@ def _shapes() -> dict[str, Any]:
             tie_word_embeddings=True,
             seed=2,
         ),
+        "2-layers": SmallShape(layers=2, vision_depth=2, seed=3),
     }
 
 
@@ -133,6 +135,19 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
     """The default small checkpoint."""
     return checkpoints("28-layers")
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoints: Callable[[str], Path]) -> Path:
+    """A checkpoint of two layers, for tests that change its files in a copy."""
+    return checkpoints("2-layers")
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Sets entries of a JSON file; None removes one."""
+    entries = {**json.loads(path.read_text()), **changes}
+    kept = {name: value for name, value in entries.items() if value is not None}
+    path.write_text(json.dumps(kept))
 
 
 def random_probe(layout: Any, names: str, hidden: tuple[int, ...] = (), seed: int = 0) -> Any:

@@ -29,6 +29,7 @@ from halp_worker.model_options import (
     NoAnswer,
     Positions,
     ProbeFile,
+    RepetitionPenalty,
     Revision,
     check_abstaining,
 )
@@ -79,6 +80,7 @@ def run(
     ] = 64,
     max_new_tokens: MaxNewTokens = 200,
     no_answer: NoAnswer = False,
+    repetition_penalty: RepetitionPenalty = 1.0,
     layers: Layers = "auto",
     positions: Positions = "",
     device: Device = "auto",
@@ -178,6 +180,7 @@ def run(
                     max_pixels=max_pixels,
                     max_new_tokens=max_new_tokens,
                     no_answer=no_answer,
+                    repetition_penalty=repetition_penalty,
                 ),
                 run=run_name,
                 redis_url=redis_url,
@@ -222,6 +225,7 @@ def extract(
     model: Model = DEFAULT_MODEL,
     max_new_tokens: MaxNewTokens = 200,
     no_answer: NoAnswer = False,
+    repetition_penalty: RepetitionPenalty = 1.0,
     layers: Layers = "auto",
     positions: Positions = "",
     device: Device = "auto",
@@ -249,6 +253,7 @@ def extract(
             max_pixels=max_pixels,
             max_new_tokens=max_new_tokens,
             no_answer=no_answer,
+            repetition_penalty=repetition_penalty,
         )
         features = extract_one(
             settings,

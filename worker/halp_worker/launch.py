@@ -18,14 +18,20 @@ from halp_producer import server
 from halp_producer.job import Job
 from halp_store.address import storage_at
 from halp_store.layout import Layout
-from halp_store.root import stored_scores
+from halp_store.root import read_root, stored_scores
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.devices import resolve_device
 from halp_worker.footprint import peak_resident_bytes
 from halp_worker.model.extractor import Extractor
 from halp_worker.model.images import ImageReader
 from halp_worker.model.inputs import InputBuilder, Sample
-from halp_worker.model.layers import choose_layers, choose_positions, layout_of, provenance_of
+from halp_worker.model.layers import (
+    as_stored,
+    choose_layers,
+    choose_positions,
+    layout_of,
+    provenance_of,
+)
 from halp_worker.model.loading import LoadedModel, load_model
 from halp_worker.model.memory import token_budget
 from halp_worker.model.parts import rope_index
@@ -91,7 +97,11 @@ def model_engine(
 ) -> Engine:
     """The engine around a loaded model. Raises FatalError or StoreError with a message."""
     layout = layout_for(settings, loaded, foresight)
-    if foresight is None and stored_scores(storage_at(settings.store)) == ():
+    storage = storage_at(settings.store)
+    scores = stored_scores(storage)
+    if scores is not None:
+        layout = as_stored(layout, loaded.checkpoint, read_root(storage).fingerprint)
+    if foresight is None and scores == ():
         layout = replace(layout, scores=())  # a store of layout version 1 goes on as it began
     inputs = input_builder(loaded, layout.positions, settings.image_root, settings.allow_urls)
 

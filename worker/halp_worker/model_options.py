@@ -64,6 +64,24 @@ NoAnswer = Annotated[
         help="Only the states of the prompt: no answer is generated, and none is stored.",
     ),
 ]
+
+
+def _above_nothing(value: float) -> float:
+    # NaN and infinity, too, give no order of tokens.
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"expected a number above 0, got {value}")
+    return value
+
+
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        envvar="HALP_REPETITION_PENALTY",
+        callback=_above_nothing,
+        help="Make tokens of the prompt and the answer less likely, as `generate` does: the "
+        "published checkpoints carry 1.05. 1 is none.",
+    ),
+]
 Layers = Annotated[
     str, typer.Option(envvar="HALP_LAYERS", help="auto (0, n/4, n/2, 3n/4, n-1) or 0,7,14.")
 ]

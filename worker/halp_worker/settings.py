@@ -33,6 +33,7 @@ class ModelSettings:
     max_pixels: int | None = None
     max_new_tokens: int = 200
     no_answer: bool = False
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from halp_worker.model.likelihood import Chosen, greedy
 from halp_worker.model.parts import next_logits, run_decoder, shard_count
 from halp_worker.model.passes import DecodePass, KeyValueRows, StaticDecodePass
+from halp_worker.model.penalty import RepetitionPenalty
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,12 @@ def decode(
     *,
     stops: Sequence[int],
     max_new_tokens: int,
+    penalty: RepetitionPenalty | None = None,
 ) -> Chosen:
     """first: (B,), the first token of each answer. positions: (B,) of it, as M-RoPE counts.
 
     Returns (B, max_new_tokens) on the device. What follows a row's stop token is no part of its
-    answer.
+    answer. penalty: has seen the prompts and the first tokens.
 
     Whether a row has ended is looked at one step late on CUDA, so that the device has the next step
     before the host waits for the one before.
@@ -49,7 +51,7 @@ def decode(
     left = torch.arange(len(tokens), device=tokens.device)  # whose answers the rows are
     flags = LateFlags(ended)
     begin = Standing(tokens, positions, rows.prompt_width)
-    step = _step(model, rows, begin, max_new_tokens - 1)
+    step = _step(model, rows, begin, max_new_tokens - 1, penalty)
     for count in range(1, max_new_tokens):
         chosen = step.run()
         tokens = chosen.tokens
@@ -63,10 +65,12 @@ def decode(
             at = step.standing()
             del step  # and with it what holds the rows' buffers
             rows.keep(going_on)
+            if penalty is not None:
+                penalty.keep(kept)
             left, ended = left[kept], ended[kept]
             flags = LateFlags(ended)
             at = Standing(at.tokens[kept], at.positions[kept], at.column)
-            step = _step(model, rows, at, max_new_tokens - 1 - count)
+            step = _step(model, rows, at, max_new_tokens - 1 - count, penalty)
     return Chosen(answers, logprobs)
 
 
@@ -90,15 +94,20 @@ class Step(Protocol):
         """Where the next step begins."""
 
 
-def _step(model: Any, rows: KeyValueRows, at: Standing, steps: int) -> Step:
+def _step(
+    model: Any, rows: KeyValueRows, at: Standing, steps: int, penalty: RepetitionPenalty | None
+) -> Step:
     if steps >= GRAPH_STEPS and _is_on_one_gpu(model):
+        seen = None if penalty is None else penalty.seen.clone()
         try:
-            return GraphStep(model, rows, at)
+            return GraphStep(model, rows, at, penalty)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             log.warning("decoding without a captured graph: %s", str(error).splitlines()[0])
-    return EagerStep(model, rows, at)
+            if penalty is not None and seen is not None:
+                penalty.seen = seen
+    return EagerStep(model, rows, at, penalty)
 
 
 def _is_on_one_gpu(model: Any) -> bool:
@@ -109,14 +118,21 @@ def _is_on_one_gpu(model: Any) -> bool:
 class EagerStep:
     """Kernel by kernel."""
 
-    def __init__(self, model: Any, rows: KeyValueRows, at: Standing) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: KeyValueRows,
+        at: Standing,
+        penalty: RepetitionPenalty | None = None,
+    ) -> None:
         self._model = model
+        self._choose = greedy if penalty is None else penalty.choose
         self._tokens, self._positions = at.tokens, at.positions
         self._pass = DecodePass(rows, at.column)
 
     def run(self) -> Chosen:
         states = _states(self._model, self._tokens, self._positions, self._pass)
-        chosen = greedy(next_logits(self._model, states))
+        chosen = self._choose(next_logits(self._model, states))
         self._tokens = chosen.tokens
         self._positions = self._positions + 1
         self._pass.column += 1
@@ -130,15 +146,24 @@ class GraphStep:
     """All kernels of a step as one CUDA graph. Raises RuntimeError where it cannot be captured, or
     does not do what it did before it was."""
 
-    def __init__(self, model: Any, rows: KeyValueRows, at: Standing) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: KeyValueRows,
+        at: Standing,
+        penalty: RepetitionPenalty | None = None,
+    ) -> None:
         self._model = model
+        self._choose = greedy if penalty is None else penalty.choose
         self._tokens, self._positions = at.tokens.clone(), at.positions.clone()
         self._logprobs = torch.zeros(at.tokens.shape, device=at.tokens.device)
         self._column = torch.tensor([at.column], device=at.tokens.device)
         self._next_column = at.column
         like = model.get_input_embeddings().weight
         self._pass = StaticDecodePass(rows, self._column, like)
-        start = (self._tokens, self._positions, self._column)
+        start = [self._tokens, self._positions, self._column]
+        if penalty is not None:
+            start.append(penalty.seen)
         before = [one.clone() for one in start]
 
         def restart() -> None:
@@ -164,7 +189,7 @@ class GraphStep:
     def _advance(self) -> torch.Tensor:
         self._pass.begin()
         states = _states(self._model, self._tokens, self._positions, self._pass)
-        chosen = greedy(next_logits(self._model, states))
+        chosen = self._choose(next_logits(self._model, states))
         self._tokens.copy_(chosen.tokens)
         self._logprobs.copy_(chosen.logprobs)
         self._positions += 1

@@ -28,6 +28,7 @@ from halp_worker.model.loading import LoadedModel
 from halp_worker.model.memory import CHUNK_TOKENS
 from halp_worker.model.parts import next_logits
 from halp_worker.model.passes import KeyValueRows
+from halp_worker.model.penalty import RepetitionPenalty
 from halp_worker.model.plan import plan_chunks
 from halp_worker.model.prefill import CapturedStates, Prefilled, prefill, to_host
 from halp_worker.model.risk import DeviceProbe, Foresight
@@ -103,8 +104,7 @@ class Extractor:
         if not generation.max_new_tokens:
             answers = [[] for _ in order]
         elif asked:
-            positions = torch.tensor([samples[row].next_position for row in order])
-            found = self._decode(rows, greedy(logits), positions, asked)
+            found = self._decode(rows, logits, [samples[row] for row in order], asked)
             scores["mean_logprob"][asked] = mean_logprob(found, generation.stop_tokens)
             for row, tokens in zip(asked, found.tokens.tolist(), strict=True):
                 answers[row] = tokens
@@ -112,22 +112,27 @@ class Extractor:
         return to_host(parts, scores).take(back), [answers[row] for row in back]
 
     def _decode(
-        self, rows: KeyValueRows, first: Chosen, positions: torch.Tensor, asked: list[int]
+        self, rows: KeyValueRows, logits: torch.Tensor, samples: Sequence[Sample], asked: list[int]
     ) -> Chosen:
-        """Only the rows that are asked."""
-        positions = positions.to(first.tokens.device)
+        """Only the rows that are asked. logits: (B, V) of the first token."""
         if len(asked) < len(rows):
             rows.keep(asked)
-            kept = torch.tensor(asked, device=positions.device)
-            first, positions = first.take(kept), positions[kept]
+            logits = logits[torch.tensor(asked, device=logits.device)]
+            samples = [samples[row] for row in asked]
         generation = self._loaded.generation
+        penalty = None
+        if generation.repetition_penalty != 1.0:
+            prompts = [sample.input_ids for sample in samples]
+            value = generation.repetition_penalty
+            penalty = RepetitionPenalty.of_prompts(value, prompts, logits)
         return decode(
             self._loaded.model,
             rows,
-            first,
-            positions,
+            greedy(logits) if penalty is None else penalty.choose(logits),
+            torch.tensor([sample.next_position for sample in samples], device=logits.device),
             stops=generation.stop_tokens,
             max_new_tokens=generation.max_new_tokens,
+            penalty=penalty,
         )
 
     def _answers(self, generated: Sequence[Sequence[int] | None]) -> list[Answer]:

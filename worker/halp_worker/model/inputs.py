@@ -105,7 +105,7 @@ class InputBuilder:
                 raise Rejected(
                     Reason.SPECIAL_TOKEN, f"question holds the model's special token {token}"
                 )
-        return self._sample(job, self._prepared.get((job.image, job.image_data)))
+        return self.sample(job, self._prepared.get((job.image, job.image_data)))
 
     def _prepare_image(self, image: tuple[str, bytes | None]) -> PreparedImage:
         name, data = image
@@ -140,7 +140,7 @@ class InputBuilder:
     def _pinned(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.pin_memory() if self._pin_memory else pixels
 
-    def _sample(self, job: Job, image: PreparedImage) -> Sample:
+    def sample(self, job: Job, image: PreparedImage) -> Sample:
         image_token = self._processor.image_token
         text = render(self._processor, user_turn({"type": "image"}, job.question))
         text = text.replace(image_token, image_token * image.tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from halp_store.layout import ANSWER_SCORES, DEFAULT_POSITIONS, Layout
 from halp_worker.fates import FatalError
+from halp_worker.model.checkpoint import Checkpoint
 from halp_worker.model.inputs import render, user_turn
 from halp_worker.model.loading import LoadedModel
 from halp_worker.model.parts import decoder_devices, shard_count
@@ -56,6 +57,7 @@ def layout_of(
 
     Raises FatalError if the probe is not one for this layout.
     """
+    generation = loaded.generation
     layout = Layout(
         layers=layers,
         positions=positions,
@@ -65,25 +67,54 @@ def layout_of(
         fingerprint={
             "model": loaded.name,
             "revision": loaded.revision,
+            "weights": loaded.checkpoint.weights,
             "prompt": render(loaded.processor, user_turn({"type": "image"}, "{question}")),
             "image_processor": _image_processor(loaded.processor.image_processor),
             "generation": {
                 "do_sample": False,
                 "num_beams": 1,
-                "max_new_tokens": loaded.generation.max_new_tokens,
-                "eos_token_id": list(loaded.generation.stop_tokens),
+                "max_new_tokens": generation.max_new_tokens,
+                "eos_token_id": list(generation.stop_tokens),
+                "repetition_penalty": generation.repetition_penalty,
             },
         },
         scores=ANSWER_SCORES,
     )
     if foresight is None:
         return layout
-    foresight.check(layout)
+    probe = foresight.probe
+    known = probe.identity.get("weights") is not None
+    foresight.check(layout if known else as_before_version_3(layout, loaded.checkpoint))
     return replace(
         layout,
         fingerprint={**layout.fingerprint, "probe": foresight.fingerprint()},
         scores=(*ANSWER_SCORES, "risk"),
     )
+
+
+def as_stored(layout: Layout, checkpoint: Checkpoint, stored: Mapping[str, Any]) -> Layout:
+    """`layout` in the words of a store that is there, whose fingerprint is `stored`: those of
+    before layout version 3 know less of the model."""
+    if "weights" in stored or "revision" not in stored:
+        return layout
+    return as_before_version_3(layout, checkpoint, stored)
+
+
+def as_before_version_3(
+    layout: Layout, checkpoint: Checkpoint, stored: Mapping[str, Any] | None = None
+) -> Layout:
+    """`layout` with the fingerprint that these files had before layout version 3: the digest of
+    samples of the files, no digest of the weights, stop tokens in the stored order, and no
+    repetition penalty where there is none."""
+    fingerprint = {name: value for name, value in layout.fingerprint.items() if name != "weights"}
+    generation = dict(fingerprint["generation"])
+    if generation["repetition_penalty"] == 1.0:
+        del generation["repetition_penalty"]
+    stops = ((stored or {}).get("generation") or {}).get("eos_token_id")
+    if isinstance(stops, list) and set(stops) == set(generation["eos_token_id"]):
+        generation["eos_token_id"] = stops
+    changes = {"revision": checkpoint.older_revision, "generation": generation}
+    return replace(layout, fingerprint={**fingerprint, **changes})
 
 
 def provenance_of(loaded: LoadedModel, batch_size: int) -> dict[str, Any]:

@@ -28,8 +28,13 @@ class Chosen:
 def greedy(logits: torch.Tensor) -> Chosen:
     """(B, V) -> the most likely token of each row, (B,)."""
     tokens = logits.argmax(dim=-1)
+    return Chosen(tokens, logprobs_of(logits, tokens))
+
+
+def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, V) and (B,) -> (B,) float32, the logarithm of each token's probability."""
     logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    return Chosen(tokens, logprobs.gather(-1, tokens[:, None])[:, 0])
+    return logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
