@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from halp_producer.activity import RUNNING, STOPPED
+import redis
+
+from halp_producer.activity import RUNNING, STOPPED, STOPPING, STORE_AWAY
 from halp_producer.keys import DELAYED
 from halp_producer.results import ABSTAINED
 from halp_store.features import RowKey
@@ -25,10 +28,12 @@ from halp_worker.consumer import Consumer
 from halp_worker.delivery import Delivery
 from halp_worker.device_thread import DeviceThread
 from halp_worker.extraction import Extraction
-from halp_worker.fates import Fate, Reason, Rejection, Setback
+from halp_worker.fates import DeviceBroken, Fate, Reason, Rejection, Setback
+from halp_worker.host_health import HostHealth
 from halp_worker.mention import jobs, named
 from halp_worker.metrics import Metrics
 from halp_worker.retry import RetryPolicy
+from halp_worker.store_outage import PatientWriter
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,14 @@ delayed jobs."""
 BUSY_BLOCK_MS: Final = 50
 """How long one read waits for more work while the device runs: also how late its end is noticed
 where the stream has nothing."""
+
+
+STOP_SECONDS: Final = 8.0
+"""How long a worker that is to stop waits for its server, in all. Service managers kill after 10 to
+30 s."""
+
+LAST_BATCH_SECONDS: Final = 8.0
+"""How long a worker that is to stop and cannot store anything waits for the batch on its device."""
 
 
 class Extracts(Protocol):
@@ -73,18 +86,29 @@ class Service:
         until_empty: bool,
         retries: RetryPolicy | None = None,
         metrics: Metrics | None = None,
+        host: HostHealth | None = None,
+        abandon: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._consumer = consumer
         self._batcher = batcher
         self._extractor = extractor
-        self._writer = writer
+        self._stopping = threading.Event()
+        self._writer = PatientWriter(
+            writer,
+            wait=self._stopping.wait,
+            is_stopping=self._stopping.is_set,
+            on_away=self._store_is_away,
+            on_back=self._store_is_back,
+        )
         self._until_empty = until_empty
         self._retries = retries or RetryPolicy()
         self._metrics = metrics or Metrics()
+        self._host = host or HostHealth(batcher.prepare)
+        self._abandon = abandon
         self._device = DeviceThread(self._run_model)
         self._suspects: deque[Delivery] = deque()
         self._epoch: str | None = None
-        self._stopping = threading.Event()
+        self._tried_ms = 0
         self.tally = Tally()
         self.state = "starting"
         self.batch_jobs = 0
@@ -96,19 +120,30 @@ class Service:
 
     @property
     def moved_ms(self) -> int:
-        """Unix time of the last read that the server answered; while a batch runs, not later than
-        its start, for the loop goes on though a device hangs."""
-        polled, since = self._consumer.polled_ms, self._device.busy_since_ms
+        """Unix time of the last read that the server answered, or of the last try of a store that
+        is away; while a batch runs, not later than its start, for the loop goes on though a device
+        hangs."""
+        polled = max(self._consumer.polled_ms, self._tried_ms)
+        since = self._device.busy_since_ms
         return polled if since is None else min(polled, since)
 
     def stop(self) -> None:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
+        self._consumer.hurry(STOP_SECONDS)
         self._stopping.set()
 
     def run(self) -> Tally:
-        """Batches run on the calling thread. Raises FatalError or StoreError; nothing that is not
-        in the store is acknowledged."""
-        return self._device.serve(self._loop)
+        """Batches run on the calling thread. Raises FatalError or StoreError, with every job given
+        back and no attempt counted, but those of a batch that broke the device; nothing that is
+        not in the store is acknowledged."""
+        return self._device.serve(self._loop_or_give_back)
+
+    def _loop_or_give_back(self) -> Tally:
+        try:
+            return self._loop()
+        except Exception as error:
+            self._give_all_back(error)
+            raise
 
     def _loop(self) -> Tally:
         self.state = RUNNING
@@ -122,16 +157,20 @@ class Service:
                 self._extract_alone()
             has_something = fetched or self._suspects or len(self._batcher)
             is_idle = not has_something and self._device.is_empty
+            if is_idle and not self.stopping:
+                self._settle_all(self._host.judge_held())
             if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
                 self._commit()
             if is_idle and self._until_empty and self._consumer.remaining() == 0:
                 break
-        self.state = "stopping"
+        self.state = STOPPING
         self.release()
         self._collect(self._device.finish())
         self._commit()
         self._consumer.leave()
         self.state = STOPPED
+        if self._host.broken is not None:
+            raise self._host.broken
         return self.tally
 
     # -- read ------------------------------------------------------------------------------
@@ -144,7 +183,7 @@ class Service:
 
     def _block_ms(self) -> int:
         """Wait only with empty hands, and never past the moment the buffer is due."""
-        has_something = len(self._batcher) or not self._device.is_empty
+        has_something = len(self._batcher) or len(self._host) or not self._device.is_empty
         if self._device.is_busy:
             longest = BUSY_BLOCK_MS
         elif has_something or (self._until_empty and self._writer.rows_buffered):
@@ -160,6 +199,7 @@ class Service:
         others = {one.taken_from for one in fetched} - {"", DELAYED, self._consumer.name}
         if others:
             self._writer.fence(others)
+            fetched = [one for one in fetched if self._consumer.holds(one)]
         self._suspects += [one for one in fetched if one.is_suspect]
         self._start([one for one in fetched if not one.is_suspect])
 
@@ -175,7 +215,9 @@ class Service:
             self._epoch = begun.epoch
         for one in exhausted:
             self._settle(one.key, _worker_died(one))
-        self._batcher.submit(self._not_stored(begun.started))
+        new = self._not_stored(begun.started)
+        # What was given back while the store was away is not ours any more.
+        self._batcher.submit([one for one in new if self._consumer.holds(one)])
 
     def _is_exhausted(self, delivery: Delivery) -> bool:
         is_stored = self._writer.lookup(delivery.key) == "stored"
@@ -215,8 +257,10 @@ class Service:
             self._release(taken.batch.keys)
         elif taken.batch is not None and (ours := self._still_ours(taken.batch)):
             self._device.start(ours)
-        self._settle_all(taken.fates)
         self._collect(finished)
+        self._settle_all(self._host.judge(taken))
+        if self._host.broken is not None:
+            self.stop()
 
     def _extract_alone(self) -> None:
         """The next suspect, with everything before it committed: it takes no other along."""
@@ -290,6 +334,15 @@ class Service:
             self._settle(key, fate)
 
     def _settle(self, key: RowKey, fate: Fate) -> None:
+        if fate.host_part is not None and (offered := self._consumer.offer(key)):
+            log.warning(
+                "left %s to another host: %s",
+                key.question_id,
+                fate.error,
+                extra={**jobs([key.question_id]), "reason": fate.reason},
+            )
+            self._count_released(offered)
+            return
         attempts = self._consumer.attempts(key)
         if isinstance(fate, Setback) and not self._retries.is_last(attempts):
             log.warning(
@@ -312,13 +365,47 @@ class Service:
         """Gives back what was only fetched. May be called from a thread, while a batch runs."""
         suspects = list(self._suspects)
         self._suspects.clear()
-        self._release([*self._batcher.drain(), *(one.key for one in suspects)])
+        held = self._host.drain()
+        self._release([*self._batcher.drain(), *held, *(one.key for one in suspects)])
 
-    def _release(self, rows: Sequence[RowKey]) -> None:
+    def _release(self, rows: Collection[RowKey]) -> None:
         if rows:
-            released = self._consumer.release(rows)
-            self.tally.released += released
-            self._metrics.count("released", released)
+            self._count_released(self._consumer.release(rows))
+
+    def _count_released(self, released: int) -> None:
+        self.tally.released += released
+        self._metrics.count("released", released)
+
+    # -- what goes wrong around the jobs -----------------------------------------------------
+
+    def _store_is_away(self) -> None:
+        """Keeps the rows that are computed and those on the device; others get all the rest."""
+        self._tried_ms = int(time.time() * 1000)
+        self._consumer.keeps_all = True
+        self.state = STORE_AWAY
+        self.release()
+        kept = set(self._device.keys)
+        rows = self._consumer.rows() - kept
+        self._release([key for key in rows if self._writer.lookup(key) != "buffered"])
+
+    def _store_is_back(self) -> None:
+        self._consumer.keeps_all = False
+        self.state = STOPPING if self.stopping else RUNNING
+
+    def _give_all_back(self, error: Exception) -> None:
+        """The jobs are not to blame for what ends the worker, but those on a device that broke."""
+        self.state = STOPPED
+        self._consumer.hurry(STOP_SECONDS)
+        blamed = set(self._device.keys) if isinstance(error, DeviceBroken) else set()
+        try:
+            if not isinstance(error, redis.RedisError):
+                self.release()
+                self._release(self._consumer.rows() - blamed)
+                self._consumer.leave()
+        except redis.RedisError as unreachable:
+            log.warning("could not give back what was in hand: %s", unreachable)
+        if self.stopping and not self._device.wait(LAST_BATCH_SECONDS):
+            self._abandon(error)
 
 
 def conflict(key: RowKey) -> Rejection:
