@@ -46,12 +46,12 @@ end
 
 local function places_alive(workers, alive_ms)
   local places, told = {}, redis.call('HVALS', workers)
-  local seen_since = now_ms() - alive_ms
+  local now, within = now_ms(), tonumber(alive_ms)
   for _, text in ipairs(told) do
     local readable, activity = pcall(cjson.decode, text)
     if readable and type(activity) == 'table' and type(activity.place) == 'string' then
       local is_leaving = activity.state == 'stopped' or activity.state == 'stopping'
-      if not is_leaving and (tonumber(activity.seen_ms) or 0) >= seen_since then
+      if not is_leaving and math.abs(now - (tonumber(activity.seen_ms) or 0)) <= within then
         places[#places + 1] = activity.place
       end
     end

@@ -50,7 +50,7 @@ STOP_SECONDS: Final = 8.0
 """How long a worker that is to stop waits for its server, in all. Service managers kill after 10 to
 30 s."""
 
-LAST_BATCH_SECONDS: Final = 8.0
+LAST_BATCH_SECONDS: Final = 4.0
 """How long a worker that is to stop and cannot store anything waits for the batch on its device."""
 
 

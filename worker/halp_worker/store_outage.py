@@ -28,8 +28,8 @@ REPORT_SECONDS: Final = 60.0
 OPEN_SECONDS: Final = 60.0
 """How long a worker that starts waits for its store: a mount on its way is there by then."""
 
-STOP_SECONDS: Final = 8.0
-"""How long a worker that is to stop goes on trying. Service managers kill after 10 to 30 s."""
+STOP_SECONDS: Final = 3.0
+"""How long a worker that is to stop goes on trying: it gives back what it cannot store."""
 
 T = TypeVar("T")
 
