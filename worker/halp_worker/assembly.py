@@ -169,15 +169,15 @@ def _stop_by_signals(service: Service) -> None:
         service.stop()
         # On a thread: this frame may have interrupted the very code whose locks a release needs.
         threading.Thread(target=_release, args=[service], name="release", daemon=True).start()
+        threading.Thread(target=service.watch_stop, name="stop", daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
 
 
 def _abandon(error: Exception) -> None:
-    """The device is in the middle of a batch whose rows cannot be stored."""
-    log.critical("%s", error)
-    log.critical("the batch on the device did not end in time and was given up")
+    """The worker cannot stop in order: a batch does not end, or a request has no answer."""
+    log.critical("stopped at once, for it could not stop in time: %s", error)
     os._exit(1)
 
 

@@ -8,8 +8,10 @@ once: the same job may come twice, to one worker or to two, and the store decide
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -100,6 +102,7 @@ class Consumer:
         self._has_group = False
         self._patience_seconds = float("inf")
         self._waited_seconds = 0.0  # since `hurry`
+        self._asked: dict[int, float] = {}  # thread -> since when it waits for an answer
         self.keeps_all = False
         """Set while nothing in hand can be finished: then it is renewed however long it is held."""
         self.polled_ms = 0
@@ -126,6 +129,20 @@ class Consumer:
         redis-py raised comes out. May be called from a signal."""
         self._patience_seconds = seconds
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long the server has left a request without an answer; 0 where there is none."""
+        return max((self._clock() - since for since in list(self._asked.values())), default=0.0)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._asked.setdefault(thread, self._clock())
+        try:
+            yield
+        finally:
+            self._asked.pop(thread, None)
+
     # -- reading ---------------------------------------------------------------------------
 
     def read(self, slots: int, block_ms: int) -> list[Delivery]:
@@ -138,10 +155,11 @@ class Consumer:
         if slots <= 0:
             return []
         try:
-            self._join_group()
-            entries = self._read_own(slots) or self._take_next(slots)
-            if not entries and block_ms:
-                entries = self._wait_for_new(slots, block_ms)
+            with self._asking():
+                self._join_group()
+                entries = self._read_own(slots) or self._take_next(slots)
+                if not entries and block_ms:
+                    entries = self._wait_for_new(slots, block_ms)
         except redis.RedisError as error:
             if is_forgotten(error):
                 log.warning("the stream or its group is gone (%s): starting it again", error)
@@ -439,7 +457,8 @@ class Consumer:
         """Leaves the group if nothing is held. What a server that is away misses, another worker
         of the run mends later."""
         try:
-            self._leave(keys=[self._keys.jobs], args=[GROUP, self.name])
+            with self._asking():
+                self._leave(keys=[self._keys.jobs], args=[GROUP, self.name])
         except redis.RedisError as error:
             log.warning("could not leave the group: %s", error)
 
@@ -450,6 +469,10 @@ class Consumer:
 
     def _persist(self, request: Callable[[], Any]) -> tuple[Any, bool]:
         """The reply, and whether an earlier try may have taken effect without one."""
+        with self._asking():
+            return self._repeated(request)
+
+    def _repeated(self, request: Callable[[], Any]) -> tuple[Any, bool]:
         was_repeated = False
         while True:
             started = self._clock()

@@ -10,17 +10,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import redis
 
 from halp_producer.activity import RUNNING, STOPPED, STOPPING, STORE_AWAY
 from halp_producer.keys import DELAYED
-from halp_producer.results import ABSTAINED
-from halp_store.features import RowKey
 from halp_store.writer import StoreWriter
 from halp_worker.batcher import Batch, Batcher
 from halp_worker.bisection import extract_each
@@ -28,10 +25,12 @@ from halp_worker.consumer import Consumer
 from halp_worker.delivery import Delivery
 from halp_worker.device_thread import DeviceThread
 from halp_worker.extraction import Extraction
-from halp_worker.fates import DeviceBroken, Fate, Reason, Rejection, Setback
+from halp_worker.fates import DeviceBroken, FatalError
 from halp_worker.host_health import HostHealth
 from halp_worker.mention import jobs, named
 from halp_worker.metrics import Metrics
+from halp_worker.outcomes import Outcomes, conflict, worker_died
+from halp_worker.outcomes import Tally as Tally
 from halp_worker.retry import RetryPolicy
 from halp_worker.store_outage import PatientWriter
 
@@ -46,9 +45,11 @@ BUSY_BLOCK_MS: Final = 50
 where the stream has nothing."""
 
 
-STOP_SECONDS: Final = 8.0
-"""How long a worker that is to stop waits for its server, in all. Service managers kill after 10 to
-30 s."""
+STOP_SECONDS: Final = 6.0
+"""How long a worker that is to stop goes on asking a server that is away, in all."""
+
+LONGEST_SILENCE_SECONDS: Final = 14.0
+"""How long a worker that is to stop waits for one answer: it ends within 20 s."""
 
 LAST_BATCH_SECONDS: Final = 4.0
 """How long a worker that is to stop and cannot store anything waits for the batch on its device."""
@@ -58,19 +59,6 @@ class Extracts(Protocol):
     """What the loop needs of an extractor; tests put a fast one here."""
 
     def extract(self, batch: Batch[Any]) -> Extraction: ...
-
-
-@dataclass
-class Tally:
-    """Jobs by what became of them here, since this worker started. abstained: rows that were
-    committed without an answer, for their risk; they are among the done."""
-
-    done: int = 0
-    failed: int = 0
-    already_stored: int = 0
-    retried: int = 0
-    released: int = 0
-    abstained: int = 0
 
 
 class Service:
@@ -103,13 +91,14 @@ class Service:
         self._until_empty = until_empty
         self._retries = retries or RetryPolicy()
         self._metrics = metrics or Metrics()
+        self._outcomes = Outcomes(consumer, self._retries, self._metrics)
+        self.tally = self._outcomes.tally
         self._host = host or HostHealth(batcher.prepare)
         self._abandon = abandon
         self._device = DeviceThread(self._run_model)
         self._suspects: deque[Delivery] = deque()
         self._epoch: str | None = None
         self._tried_ms = 0
-        self.tally = Tally()
         self.state = "starting"
         self.batch_jobs = 0
         """How many were in the last batch."""
@@ -131,6 +120,18 @@ class Service:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
         self._consumer.hurry(STOP_SECONDS)
         self._stopping.set()
+
+    def watch_stop(self) -> None:
+        """After `stop`, on a thread of its own: abandons the process if the server is silent."""
+        while self.state != STOPPED:
+            if self._consumer.silent_seconds > LONGEST_SILENCE_SECONDS:
+                self._abandon(
+                    FatalError(
+                        "the server does not answer: stopping without it; other workers take over "
+                        "after the lease"
+                    )
+                )
+            time.sleep(0.2)
 
     def run(self) -> Tally:
         """Batches run on the calling thread. Raises FatalError or StoreError, with every job given
@@ -158,7 +159,7 @@ class Service:
             has_something = fetched or self._suspects or len(self._batcher)
             is_idle = not has_something and self._device.is_empty
             if is_idle and not self.stopping:
-                self._settle_all(self._host.judge_held())
+                self._outcomes.settle_all(self._host.judge_held())
             if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
                 self._commit()
             if is_idle and self._until_empty and self._consumer.remaining() == 0:
@@ -214,7 +215,7 @@ class Service:
             self._writer.refresh()
             self._epoch = begun.epoch
         for one in exhausted:
-            self._settle(one.key, _worker_died(one))
+            self._outcomes.settle(one.key, worker_died(one))
         new = self._not_stored(begun.started)
         # What was given back while the store was away is not ours any more.
         self._batcher.submit([one for one in new if self._consumer.holds(one)])
@@ -235,11 +236,9 @@ class Service:
                 case "buffered":
                     pass  # a second delivery of a row that the next commit proves
                 case "conflict":
-                    self._settle(delivery.key, conflict(delivery.key))
+                    self._outcomes.settle(delivery.key, conflict(delivery.key))
         if stored:
-            acknowledged = self._consumer.ack(self._writer.receipt_for(stored))
-            self.tally.already_stored += acknowledged
-            self._metrics.count("already_stored", acknowledged)
+            self._outcomes.was_stored(self._writer.receipt_for(stored))
         return new
 
     # -- batch, extract --------------------------------------------------------------------
@@ -254,11 +253,11 @@ class Service:
         with self._metrics.stage("prepare_wait"):
             taken = self._batcher.take()
         if taken.batch is not None and self.stopping:
-            self._release(taken.batch.keys)
+            self._outcomes.release(taken.batch.keys)
         elif taken.batch is not None and (ours := self._still_ours(taken.batch)):
             self._device.start(ours)
         self._collect(finished)
-        self._settle_all(self._host.judge(taken))
+        self._outcomes.settle_all(self._host.judge(taken))
         if self._host.broken is not None:
             self.stop()
 
@@ -296,7 +295,7 @@ class Service:
 
     def _collect(self, extractions: Iterable[Extraction]) -> None:
         for extraction in extractions:
-            self._settle_all(extraction.fates)
+            self._outcomes.settle_all(extraction.fates)
             if extraction.features is not None:
                 self._writer.append(extraction.features)
                 counts = extraction.features.integers
@@ -312,13 +311,7 @@ class Service:
         with self._metrics.stage("flush"):
             flush = self._writer.flush(self._consumer.renew)
         if flush.receipt is not None:
-            with self._metrics.stage("acknowledge"):
-                acknowledged = self._consumer.ack(flush.receipt)
-            self.tally.done += acknowledged
-            self._metrics.count("done", acknowledged)
-            abstained = sum(one.finish_reason == ABSTAINED for one in flush.receipt.stored)
-            self.tally.abstained += abstained
-            self._metrics.abstained(abstained)
+            self._outcomes.store(flush.receipt)
             ids = [key.question_id for key in flush.receipt.rows]
             log.info(
                 "stored %d rows in %s: %s",
@@ -327,54 +320,14 @@ class Service:
                 named(ids),
                 extra={"segment": flush.segment, **jobs(ids)},
             )
-        self._settle_all((key, conflict(key)) for key in flush.conflicts)
-
-    def _settle_all(self, fates: Iterable[tuple[RowKey, Fate]]) -> None:
-        for key, fate in fates:
-            self._settle(key, fate)
-
-    def _settle(self, key: RowKey, fate: Fate) -> None:
-        if fate.host_part is not None and (offered := self._consumer.offer(key)):
-            log.warning(
-                "left %s to another host: %s",
-                key.question_id,
-                fate.error,
-                extra={**jobs([key.question_id]), "reason": fate.reason},
-            )
-            self._count_released(offered)
-            return
-        attempts = self._consumer.attempts(key)
-        if isinstance(fate, Setback) and not self._retries.is_last(attempts):
-            log.warning(
-                "attempt %d of %s: %s",
-                attempts,
-                key.question_id,
-                fate.error,
-                extra={**jobs([key.question_id]), "reason": fate.reason, "attempt": attempts},
-            )
-            retried = self._consumer.retry(key, self._retries.delay_ms(attempts))
-            self.tally.retried += retried
-            self._metrics.count("retried", retried)
-            return
-        failed = self._consumer.fail(key, Rejection(fate.reason, fate.error, fate.traceback))
-        self.tally.failed += failed
-        self._metrics.count("failed", failed)
-        self._metrics.failed(fate.reason)
+        self._outcomes.settle_all((key, conflict(key)) for key in flush.conflicts)
 
     def release(self) -> None:
         """Gives back what was only fetched. May be called from a thread, while a batch runs."""
         suspects = list(self._suspects)
         self._suspects.clear()
         held = self._host.drain()
-        self._release([*self._batcher.drain(), *held, *(one.key for one in suspects)])
-
-    def _release(self, rows: Collection[RowKey]) -> None:
-        if rows:
-            self._count_released(self._consumer.release(rows))
-
-    def _count_released(self, released: int) -> None:
-        self.tally.released += released
-        self._metrics.count("released", released)
+        self._outcomes.release([*self._batcher.drain(), *held, *(one.key for one in suspects)])
 
     # -- what goes wrong around the jobs -----------------------------------------------------
 
@@ -386,7 +339,7 @@ class Service:
         self.release()
         kept = set(self._device.keys)
         rows = self._consumer.rows() - kept
-        self._release([key for key in rows if self._writer.lookup(key) != "buffered"])
+        self._outcomes.release([key for key in rows if self._writer.lookup(key) != "buffered"])
 
     def _store_is_back(self) -> None:
         self._consumer.keeps_all = False
@@ -400,27 +353,9 @@ class Service:
         try:
             if not isinstance(error, redis.RedisError):
                 self.release()
-                self._release(self._consumer.rows() - blamed)
+                self._outcomes.release(self._consumer.rows() - blamed)
                 self._consumer.leave()
         except redis.RedisError as unreachable:
             log.warning("could not give back what was in hand: %s", unreachable)
         if self.stopping and not self._device.wait(LAST_BATCH_SECONDS):
             self._abandon(error)
-
-
-def conflict(key: RowKey) -> Rejection:
-    """The fate of a job whose id is stored with other content."""
-    return Rejection(
-        Reason.CONFLICT,
-        f"question id {key.question_id!r} is already stored with other content: "
-        "what is there stays. Give the new question another id, or use another store",
-    )
-
-
-def _worker_died(delivery: Delivery) -> Rejection:
-    return Rejection(
-        Reason.WORKER_DIED,
-        f"its worker was gone before it ended, {delivery.attempts} times; the last was "
-        f"{delivery.taken_from}: it may be what ends them (memory, a damaged image). Look at it "
-        "alone with `halp-worker extract`",
-    )
