@@ -58,19 +58,23 @@ def test_a_bad_worker_beside_a_good_one_fails_no_job(fleet, images, wait_until):
     assert again.wait() in (0, 1)
 
 
-def test_what_one_host_lacks_another_one_does(fleet, images, tmp_path):
+def test_what_one_host_lacks_another_one_does(fleet, images, wait_until):
     """A host that reads most images leaves the others to a host that has them."""
     good, some = images
     for number in range(40):
         Image.new("RGB", (4, 4)).save(good / f"{number}.png")
         if number % 4:
             Image.new("RGB", (4, 4)).save(some / f"{number}.png")
-    fleet.enqueue(*(look(number, f"{number}.png") for number in range(40)))
-    options = ("--batch-size", "2", "--batch-ms", "20", "--until-empty")
+    options = ("--batch-size", "2", "--batch-ms", "20", "--flush-seconds", "0.2")
     workers = [fleet.start("--image-root", str(root), *options) for root in (some, good)]
-    assert [worker.wait() for worker in workers] == [0, 0], fleet.logs()
-    status = fleet.status()
-    assert (status.done, status.failed) == (40, 0), fleet.logs()
+    wait_until(lambda: fleet.client.hlen(fleet.keys.workers) == 2)
+    fleet.enqueue(*(look(number, f"{number}.png") for number in range(40)))
+    wait_until(lambda: fleet.status().done == 40)
+    for worker in workers:
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0, fleet.logs()
+    assert fleet.status().failed == 0, fleet.logs()
+    assert fleet.client.hlen(fleet.keys.attempts) == 0
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
