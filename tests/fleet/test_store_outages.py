@@ -101,6 +101,24 @@ def test_a_stop_on_a_full_disk_does_not_wait_for_the_device(fleet, disk, wait_un
     assert fleet.status().in_flight == 0
 
 
+def test_a_worker_whose_store_is_not_there_any_more_gives_all_back(fleet, wait_until):
+    """Somebody moved it: the worker stops, acknowledges nothing and charges nothing."""
+    fleet.enqueue(*JOBS[:4])
+    worker = fleet.start("--flush-rows", "4", "--batch-size", "4")
+    wait_until(lambda: fleet.status().done == 4)
+    elsewhere = fleet.store_path.with_name("elsewhere.zarr")
+    fleet.store_path.rename(elsewhere)
+    fleet.enqueue(*JOBS)
+    assert worker.wait() == 1, fleet.logs()
+    assert "not there any more" in worker.log.read_text().strip().splitlines()[-1]
+    status = fleet.status()
+    assert (status.done, status.failed, status.in_flight) == (4, 0, 0)
+    assert attempts(fleet) == []
+    elsewhere.rename(fleet.store_path)
+    fleet.finish()
+    assert_each_once(fleet, JOBS)
+
+
 def test_a_store_that_cannot_be_opened_is_waited_for(fleet, disk, wait_until):
     """At the start of a worker, with a message."""
     fleet.enqueue(*JOBS)
@@ -114,11 +132,11 @@ def test_a_store_that_cannot_be_opened_is_waited_for(fleet, disk, wait_until):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB."""
+    """A file system of 16 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = shutil.which("mount")
-    options = ("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
+    options = ("-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder))
     if not mount or os.geteuid() or subprocess.run([mount, *options], check=False).returncode:
         pytest.skip("this user may not mount a small file system")
     yield folder
@@ -133,11 +151,8 @@ def test_a_disk_that_is_really_full_is_an_outage(fleet, small_disk, wait_until):
     wait_until(lambda: fleet.status().done == 4)
     ballast = small_disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"0" * 4096):
-                pass
-        except OSError:
-            pass
+        disk = os.statvfs(small_disk)
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
     fleet.enqueue(*JOBS)
     wait_until(lambda: AWAY in worker.log.read_text())
     assert str(fleet.store_path) in worker.log.read_text()
