@@ -19,7 +19,8 @@ STOPPED: Final = "stopped"
 class WorkerActivity(BaseModel):
     """One worker's last heartbeat. Written by workers, read by `halp-producer status`.
 
-    Times are Unix milliseconds. `done` and `failed` count since this worker started;
+    Times are Unix milliseconds by the server's clock: the script that writes them moves them from
+    the worker's own. `done` and `failed` count since this worker started;
     `rows_per_second` is its rate over the last minute or since its start. `polled_ms`: when the
     server last answered its read, 0 if it has not yet; while a batch runs, not after its start;
     while the store is unavailable, when the worker last tried it. `place`: its host and what its

@@ -97,3 +97,15 @@ class RunKeys:
 def gpu_lease(uuid: str) -> str:
     """String with a time to live: which worker uses this GPU. Not a run's: GPUs are the host's."""
     return f"halp:gpu:{uuid}"
+
+
+_TYPES: Final = {
+    **dict.fromkeys(("jobs", "failed", "results"), "stream"),
+    **dict.fromkeys(("attempts", "known", "counts", "workers"), "hash"),
+    "delayed": "zset",
+}
+
+
+def type_of(key: str) -> str:
+    """What the server calls the type of this key."""
+    return _TYPES.get(key.rpartition(":")[2], "string")

@@ -28,6 +28,7 @@ RedisUrl = Annotated[
     typer.Option(
         "--redis-url",
         envvar="HALP_REDIS_URL",
-        help="The server: redis://[[user]:password@]host:port/database, rediss:// or unix://.",
+        help="The server: redis://[[user]:password@]host:port/database, rediss://, unix://, "
+        "redis+sentinel:// or redis+cluster://.",
     ),
 ]

@@ -51,6 +51,12 @@ return {
 """
 
 
+_TIME: Final = """#!lua flags=no-writes
+-- KEYS: any of the run, so that the server that has it answers.
+return redis.call('TIME')
+"""
+
+
 class UnknownRunError(Exception):
     """The server knows nothing of this run."""
 
@@ -59,7 +65,8 @@ class WorkerStatus(BaseModel):
     """One consumer of the run.
 
     in_flight: jobs it holds. activity: its last heartbeat, None where it never sent one (or one
-    that cannot be read). seen_seconds_ago: by the server's clock.
+    that cannot be read). seen_seconds_ago: by the server's clock; None too for a time that this
+    clock has not reached, which an older version wrote by its own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,6 +113,13 @@ def run_status(client: redis.Redis, keys: RunKeys) -> RunStatus:
     """Where a run stands, read in one step, also of a full server. Raises UnknownRunError, and what
     redis-py raises."""
     return read_run(client, keys).status
+
+
+def server_ms(client: redis.Redis, keys: RunKeys) -> int:
+    """Unix time in ms by the clock of the server that has the run. Raises what redis-py raises."""
+    now = cast("list[bytes]", client.register_script(_TIME)(keys=[keys.workers]))
+    seconds, micros = map(int, now)
+    return 1000 * seconds + micros // 1000
 
 
 def require_run(client: redis.Redis, keys: RunKeys) -> None:
@@ -194,7 +208,9 @@ def _workers(
 def _worker(
     name: str, in_flight: int, activity: WorkerActivity | None, now_ms: float
 ) -> WorkerStatus:
-    ago = None if activity is None else round(max(0.0, now_ms - activity.seen_ms) / 1000, 3)
+    ago = None if activity is None else (now_ms - activity.seen_ms) / 1000
+    if ago is not None:
+        ago = None if ago < -ALIVE_S else round(max(0.0, ago), 3)
     has_left = activity is not None and activity.state == STOPPED
     return WorkerStatus(
         worker=name,

@@ -372,3 +372,22 @@ def test_a_blocked_read_wakes_up_for_a_new_job(member, enqueue):
 def pending(client, keys):
     (entry,) = client.xpending_range(keys.jobs, GROUP, "-", "+", 10)
     return entry
+
+
+@pytest.mark.parametrize("command", ["xpending", "xclaim", "time"])
+def test_a_command_that_is_forbidden_is_no_lost_lease(server, keys, enqueue, client, command):
+    """The worker stops with the name of the command; what it holds stays as it is."""
+    enqueue(make_job(1))
+    client.execute_command("ACL", "SETUSER", "u", "reset", "on", ">p", "~*", "+@all")
+    try:
+        with connect_exact(server.url.replace("//", "//u:p@")) as connection:
+            one = Consumer(connection, keys, name="w1", lease_ms=60_000)
+            (delivery,) = one.read(1, 0)
+            client.execute_command("ACL", "SETUSER", "u", f"-{command}")
+            with pytest.raises(redis.exceptions.NoPermissionError, match=command.upper()):
+                one.retry(delivery.key, 1000)
+            assert one.in_hand == 1
+            client.execute_command("ACL", "SETUSER", "u", f"+{command}")
+            assert one.retry(delivery.key, 1000) == 1
+    finally:
+        client.execute_command("ACL", "DELUSER", "u")

@@ -8,10 +8,12 @@ import time
 import pytest
 import redis
 
-from halp_producer.activity import WorkerActivity
+from halp_producer.activity import WorkerActivity, read_activity
 from halp_producer.keys import DELAYED, GROUP
 from halp_producer.server import connect_exact
+from halp_producer.status import run_status, server_ms
 from halp_worker.consumer import Consumer
+from halp_worker.health import check_health
 from halp_worker.heartbeat import Heartbeat
 
 from .conftest import make_job
@@ -111,6 +113,60 @@ def test_last_words_that_cannot_be_read_are_no_obstacle(beat, client, keys, word
     client.hset(keys.workers, "strange", words)
     beat("w1")
     assert client.hkeys(keys.workers) == [b"w1"]
+
+
+@pytest.mark.parametrize("off_s", [86_400, -86_400, 0])
+def test_a_worker_is_judged_by_the_clock_of_the_server(client, keys, monkeypatch, off_s):
+    """Its own may be a day off: it is alive, it has just polled, and it stays on the list."""
+    now_s = time.time
+    monkeypatch.setattr(time, "time", lambda: now_s() + off_s)
+    with Heartbeat(
+        client,
+        keys,
+        renewals=(),
+        describe=lambda now_ms: activity(
+            "w1", now_ms, started_ms=now_ms - 60_000, polled_ms=now_ms - 5_000
+        ),
+        lease_seconds=60,
+    ):
+        pass
+    monkeypatch.undo()
+    (worker,) = run_status(client, keys).workers
+    assert worker.alive
+    assert worker.seen_seconds_ago < 5
+    assert abs(worker.activity.seen_ms - server_ms(client, keys)) < 5_000
+    assert worker.activity.seen_ms - worker.activity.started_ms == 60_000
+    report = check_health(
+        client, keys, host="h", max_age_seconds=60, now_ms=server_ms(client, keys)
+    )
+    assert report.ok, report.sentence
+
+
+@pytest.mark.parametrize("off_s", [86_400, -86_400])
+def test_a_dead_worker_of_an_older_version_is_not_alive_by_its_own_clock(beat, client, keys, off_s):
+    """A time that the server's clock has not reached is none, and is forgotten as others are."""
+    seen_ms = int(1000 * (time.time() + off_s))
+    client.hset(keys.workers, "old", activity("old", seen_ms).model_dump_json())
+    (worker,) = run_status(client, keys).workers
+    assert not worker.alive
+    assert worker.activity is not None
+    assert worker.seen_seconds_ago is None or worker.seen_seconds_ago > 80_000
+    beat("w1")
+    assert client.hkeys(keys.workers) == [b"w1"]
+
+
+def test_what_a_worker_says_of_itself_arrives_as_it_was_said(client, keys):
+    """The script writes it down with other times, and nothing else changed."""
+    said = activity(
+        "w1", 1_800_000_000_000, store="s3://b/ü \\ \"x\"/🙂.zarr", rows_per_second=0.125,
+        memory_bytes=150_000_000_000, done=12_345_678, batch_jobs=64,
+    )  # fmt: skip
+    with Heartbeat(client, keys, renewals=(), describe=lambda _: said, lease_seconds=60):
+        pass
+    heard = read_activity(client.hget(keys.workers, "w1"))
+    times = {"seen_ms": 0, "started_ms": 0, "polled_ms": 0}
+    assert heard.model_copy(update=times) == said.model_copy(update=times)
+    assert heard.polled_ms == 0
 
 
 def test_a_full_server_still_hears_it(beat, client, keys):

@@ -208,7 +208,8 @@ def _describer(
 
     def describe(now_ms: int) -> WorkerActivity:
         metrics.in_hand(consumer.in_hand)
-        memory_bytes = engine.memory_bytes()
+        memory_bytes, moved_s = engine.memory_bytes(), service.moved_s
+        silent_s = None if moved_s is None else time.monotonic() - moved_s
         metrics.memory(memory_bytes)
         return WorkerActivity(
             worker=consumer.name,
@@ -219,7 +220,7 @@ def _describer(
             state=service.state,
             started_ms=started_ms,
             seen_ms=now_ms,
-            polled_ms=service.moved_ms,
+            polled_ms=0 if silent_s is None else now_ms - int(1000 * silent_s),
             in_hand=consumer.in_hand,
             done=service.tally.done,
             failed=service.tally.failed,

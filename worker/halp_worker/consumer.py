@@ -105,8 +105,8 @@ class Consumer:
         self._asked: dict[int, float] = {}  # thread -> since when it waits for an answer
         self.keeps_all = False
         """Set while nothing in hand can be finished: then it is renewed however long it is held."""
-        self.polled_ms = 0
-        """Unix time of the last read that the server answered."""
+        self.polled_s: float | None = None
+        """When the server last answered a read, on the monotonic clock; None before the first."""
 
     @property
     def in_hand(self) -> int:
@@ -171,7 +171,7 @@ class Consumer:
                 raise
             return []
         self._pause = FIRST_PAUSE_SECONDS
-        self.polled_ms = int(time.time() * 1000)
+        self.polled_s = time.monotonic()
         self._on_poll()
         return self._decode(entries)
 

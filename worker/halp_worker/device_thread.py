@@ -34,7 +34,7 @@ class DeviceThread:
         self._batches = SimpleQueue()
         self._running: Future[list[Extraction]] | None = None
         self._batch: Batch[Any] | None = None
-        self._started_ms = 0
+        self._started_s = 0.0
 
     def serve(self, loop: Callable[[], T]) -> T:
         """Runs the loop on a thread, and here what it starts. Ends with the loop, with what that
@@ -81,14 +81,14 @@ class DeviceThread:
         return self._running is None or not wait([self._running], seconds).not_done
 
     @property
-    def busy_since_ms(self) -> int | None:
-        """Unix time of the start of what runs; None if nothing does."""
-        return self._started_ms if self.is_busy else None
+    def busy_since_s(self) -> float | None:
+        """When what runs was started, on the monotonic clock; None if nothing does."""
+        return self._started_s if self.is_busy else None
 
     def start(self, batch: Batch[Any]) -> None:
         """The batch before must have been finished."""
         self._running, self._batch = Future(), batch
-        self._started_ms = int(time.time() * 1000)
+        self._started_s = time.monotonic()
         self._batches.put((batch, self._running))
 
     def finish(self) -> list[Extraction]:

@@ -9,7 +9,6 @@ while it tries: to restart it would lose the rows that it keeps.
 from __future__ import annotations
 
 import socket
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import redis
 from halp_producer.activity import STOPPED, STORE_AWAY, WorkerActivity, read_activity
 from halp_producer.keys import RunKeys
 from halp_producer.server import ServerError, connect, explained
+from halp_producer.status import server_ms
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def health(
                 keys,
                 host=host or socket.gethostname(),
                 max_age_seconds=max_age_seconds,
-                now_ms=int(time.time() * 1000),
+                now_ms=server_ms(client, keys),
             )
     except ServerError as error:
         return HealthReport(ok=False, sentence=str(error))
@@ -56,7 +56,7 @@ def check_health(
 ) -> HealthReport:
     """Whether some worker of `host` that has not left polled within `max_age_seconds`.
 
-    now_ms: Unix ms by this host's clock, which is the one its workers write down.
+    now_ms: Unix ms by the server's clock, which is the one of the heartbeats.
     max_age_seconds: above the longest batch and commit, in which a worker does not poll.
     """
     heartbeats: Any = client.hgetall(keys.workers)

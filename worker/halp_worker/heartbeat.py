@@ -31,7 +31,7 @@ FORGET_AFTER_SECONDS: Final = 600
 
 
 Describe = Callable[[int], WorkerActivity]
-"""What to tell the run, given the Unix time in ms."""
+"""What to tell the run, given the Unix time in ms; the server moves its times to its own clock."""
 
 
 class Heartbeat:

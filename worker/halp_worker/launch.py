@@ -56,7 +56,7 @@ def run_worker(settings: WorkerSettings) -> Tally | None:
 
 
 def _run_first(settings: WorkerSettings, ranks: Ranks | None, foresight: Foresight | None) -> Tally:
-    client = server.connect_exact(settings.redis_url)
+    client = server.connect_patiently(settings.redis_url, log.warning)
     for sentence in server.advice(client):
         log.warning(sentence)
     name = worker_name()

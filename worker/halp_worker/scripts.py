@@ -11,9 +11,14 @@ from __future__ import annotations
 from typing import Final
 
 _HEAD: Final = """#!lua flags=allow-oom
+local function unless_gone(reply)
+  if reply.err == nil then return reply end
+  if string.find(reply.err, 'NOGROUP') or string.find(reply.err, 'no such key') then return {} end
+  error(reply)
+end
+
 local function owned(jobs, group, me, id)
-  local pending = redis.pcall('XPENDING', jobs, group, id, id, 1, me)
-  return pending.err == nil and #pending > 0
+  return #unless_gone(redis.pcall('XPENDING', jobs, group, id, id, 1, me)) > 0
 end
 
 local function now_ms()
@@ -45,10 +50,10 @@ local function has(places, place)
 end
 
 local function places_alive(workers, alive_ms)
-  local places, told = {}, redis.call('HVALS', workers)
+  local places, told = {}, redis.call('HGETALL', workers)
   local now, within = now_ms(), tonumber(alive_ms)
-  for _, text in ipairs(told) do
-    local readable, activity = pcall(cjson.decode, text)
+  for i = 2, #told, 2 do
+    local readable, activity = pcall(cjson.decode, told[i])
     if readable and type(activity) == 'table' and type(activity.place) == 'string' then
       local is_leaving = activity.state == 'stopped' or activity.state == 'stopping'
       if not is_leaving and math.abs(now - (tonumber(activity.seen_ms) or 0)) <= within then
@@ -72,7 +77,8 @@ must fence that one, however many had it in between and whichever replies were l
 places that refused it, with a blank between two.
 `places_alive`: where the run's workers are that were seen lately and do not leave.
 `is_open`: whether one of these places has not refused it and is not mine.
-`owned` is also false where the stream or its group is gone."""
+`owned` is also false where the stream or its group is gone; what else the server refuses (a
+command that this user may not use, a key of another type) is an error, never a lost lease."""
 
 OWN: Final = (
     _HEAD
@@ -308,6 +314,7 @@ LEAVE: Final = (
     + """
 -- KEYS: jobs. ARGV: group, me. XGROUP DELCONSUMER drops what a consumer holds: only with nothing.
 local held = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2])
+if held.err and not string.find(held.err, 'NOGROUP') then return held end
 if held.err or #held > 0 then return 0 end
 redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
 return 1
@@ -320,11 +327,18 @@ BEAT: Final = (
 -- Tells the run what a worker does, and forgets workers that are gone and hold nothing.
 -- KEYS: jobs, workers. ARGV: group, me, what to tell, the consumer of delayed jobs, ms after which
 -- a worker that was not seen is gone.
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-local gone_before = now_ms() - ARGV[5]
-local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+-- A worker's clock may be a day off: its times are moved so that it was seen now, by this clock.
+local now = now_ms()
+local told_now = cjson.decode(ARGV[3])
+local behind = now - told_now.seen_ms
+for _, name in ipairs({'started_ms', 'polled_ms', 'seen_ms'}) do
+  if told_now[name] ~= 0 then told_now[name] = told_now[name] + behind end
+end
+redis.call('HSET', KEYS[2], ARGV[2], cjson.encode(told_now))
+local gone_before, never_after = now - ARGV[5], now + ARGV[5]
+local consumers = unless_gone(redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]))
 local holds = {}
-for _, consumer in ipairs(consumers.err and {} or consumers) do
+for _, consumer in ipairs(consumers) do
   local name, pending = of(consumer, 'name'), of(consumer, 'pending')
   local is_idle = of(consumer, 'idle') > tonumber(ARGV[5])
   holds[name] = pending > 0
@@ -339,7 +353,8 @@ local told = redis.call('HGETALL', KEYS[2])
 for i = 1, #told, 2 do
   local readable, activity = pcall(cjson.decode, told[i + 1])
   local seen = readable and type(activity) == 'table' and tonumber(activity.seen_ms) or 0
-  if seen < gone_before and not holds[told[i]] and told[i] ~= ARGV[2] then
+  local is_gone = seen < gone_before or seen > never_after  -- the latter: by another clock
+  if is_gone and not holds[told[i]] and told[i] ~= ARGV[2] then
     if holds[told[i]] == false then
       redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], told[i])
     end

@@ -98,7 +98,7 @@ class Service:
         self._device = DeviceThread(self._run_model)
         self._suspects: deque[Delivery] = deque()
         self._epoch: str | None = None
-        self._tried_ms = 0
+        self._tried_s: float | None = None
         self.state = "starting"
         self.batch_jobs = 0
         """How many were in the last batch."""
@@ -108,13 +108,14 @@ class Service:
         return self._stopping.is_set()
 
     @property
-    def moved_ms(self) -> int:
-        """Unix time of the last read that the server answered, or of the last try of a store that
-        is away; while a batch runs, not later than its start, for the loop goes on though a device
-        hangs."""
-        polled = max(self._consumer.polled_ms, self._tried_ms)
-        since = self._device.busy_since_ms
-        return polled if since is None else min(polled, since)
+    def moved_s(self) -> float | None:
+        """When the server last answered a read, or a store that is away was last tried, on the
+        monotonic clock; while a batch runs, not later than its start, for the loop goes on though a
+        device hangs. None before the first."""
+        times = [at for at in (self._consumer.polled_s, self._tried_s) if at is not None]
+        since = self._device.busy_since_s
+        moved = max(times, default=None)
+        return moved if since is None or moved is None else min(moved, since)
 
     def stop(self) -> None:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
@@ -333,7 +334,7 @@ class Service:
 
     def _store_is_away(self) -> None:
         """Keeps the rows that are computed and those on the device; others get all the rest."""
-        self._tried_ms = int(time.time() * 1000)
+        self._tried_s = time.monotonic()
         self._consumer.keeps_all = True
         self.state = STORE_AWAY
         self.release()
