@@ -165,6 +165,10 @@ class Service:
                 self._commit()
             if is_idle and self._until_empty and self._consumer.remaining() == 0:
                 break
+        return self._leave()
+
+    def _leave(self) -> Tally:
+        """Commits what the device has, gives the rest back. Raises HostBroken if that is why."""
         self.state = STOPPING
         self.release()
         self._collect(self._device.finish())
