@@ -69,14 +69,14 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(LAST_BEAT_SECONDS)
         if not self._thread.is_alive():
-            self._beat((self._tell,))  # nothing is in hand any more, or nothing is to be kept
+            self._beat()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_seconds):
             self._beat()
 
-    def _beat(self, duties: Sequence[Callable[[], object]] | None = None) -> None:
-        for duty in duties or self._duties:
+    def _beat(self) -> None:
+        for duty in self._duties:
             try:
                 duty()
             except redis.RedisError as error:
