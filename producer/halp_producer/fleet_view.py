@@ -120,7 +120,7 @@ _COLUMNS: Final = (
     _Column("failed", 3, True, lambda _, said: f"{said.failed:,}"),
     _Column("memory", 4, True, lambda _, x: decimal(x.memory_bytes) if x.memory_bytes else "-"),
 )
-_SHORTENED: Final = {"host": (8, 24), "worker": (12, 24), "device": (8, 16), "state": (8, 16)}
+_SHORTENED: Final = {"host": (8, 24), "worker": (12, 24), "device": (8, 16), "state": (8, 17)}
 """What is cut to make room: to how many characters at least, and to how many in any case."""
 
 

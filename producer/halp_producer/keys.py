@@ -60,13 +60,15 @@ class RunKeys:
 
     @property
     def delayed(self) -> str:
-        """Sorted set: id of an entry pending for DELAYED -> when it is due, in Unix ms."""
+        """Sorted set: id of an entry pending for DELAYED -> when it is due, in Unix ms; 0 at once,
+        -1 at once for workers of a place that has not refused it."""
         return f"halp:{{{self.run}}}:delayed"
 
     @property
     def attempts(self) -> str:
-        """Hash: id of an entry on `jobs` -> how often work on it was started, and after a blank by
-        whom, unless that worker gave it back."""
+        """Hash: id of an entry on `jobs` -> how often work on it was started, after a blank by
+        whom, unless that worker gave it back, and after a blank each the places (a host with its
+        settings) that could not read its image."""
         return f"halp:{{{self.run}}}:attempts"
 
     @property

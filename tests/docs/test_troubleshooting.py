@@ -18,7 +18,15 @@ SOURCES = sorted(
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 
 ERRORS = {
-    *("FatalError", "DeviceBroken", "DeviceOutOfMemory", "Rejected", "Retryable", "Rejection"),
+    *(
+        "FatalError",
+        "HostBroken",
+        "DeviceBroken",
+        "DeviceOutOfMemory",
+        "Rejected",
+        "Retryable",
+        "Rejection",
+    ),
     *("ServerError", "DatasetError", "ScratchError", "LineError", "UnknownRunError"),
     *("AskError", "UrlError"),
     *("BadAddress", "RemoteExtraMissing", "NothingToMeasure", "ExportError", "SelectionError"),

@@ -20,7 +20,10 @@ WAITING = ""
 """The owner of what nobody has read yet."""
 
 
-UNREAD = -1.0
+OFFERED = -1.0
+"""The due time of what a place refused."""
+
+UNREAD = -2.0
 """A due time that is the server's to say, until it was asked."""
 
 
@@ -37,8 +40,8 @@ class Entry:
     """A job on the stream. place: its place in it. owner: WAITING, DELAYED or a worker.
 
     at_work: who started work on it and did not give it back; its next owner must fence that
-    worker before anything else. due: the server's score of a delayed one, None where its sorted
-    set does not have it; is_due: whether that time has come.
+    worker before anything else. refused: the places that did. due: the server's score of a delayed
+    one, None where its sorted set does not have it; is_due: whether that time has come.
     """
 
     entry_id: str
@@ -50,6 +53,7 @@ class Entry:
     is_old: bool = False
     attempts: int = 0
     at_work: str = ""
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -75,6 +79,7 @@ class Hand:
     """A worker's. cursor: how far its own list was read; None: to the end."""
 
     name: str
+    place: str = ""
     holds: dict[str, Hold] = field(default_factory=dict)
     cursor: int | None = -1
     has_group: bool = False
@@ -107,7 +112,7 @@ class QueueModel:
         self.letters: list[Letter] = []
         self.done: list[str] = []
         self.ended: list[tuple[str, str | None]] = []  # with the reason of what failed
-        self.beats: set[str] = set()
+        self.beats: dict[str, str] = {}  # worker -> its place
         self.has_stream = self.has_group = False
 
     # -- the line to the server ------------------------------------------------------------
@@ -265,19 +270,32 @@ class QueueModel:
         return page
 
     def _take_next(self, hand: Hand, slots: int) -> list[Entry]:
-        return self._fresh(hand, self._request(lambda: self._take(hand.name, slots)))
+        return self._fresh(hand, self._request(lambda: self._take(hand, slots)))
 
-    def _take(self, name: str, slots: int) -> list[Entry]:
+    def is_open(self, entry_id: str, place: str) -> bool:
+        """Whether a worker of another place has not refused it."""
+        entry = self.entries.get(entry_id)
+        refused = entry.refused if entry else frozenset()
+        return any(one != place and one not in refused for one in self.beats.values())
+
+    def _take(self, hand: Hand, slots: int) -> list[Entry]:
         self._need_group()
-        due = [one for one in self.owned(DELAYED) if one.due is not None and one.is_due]
+        delayed = [one for one in self.owned(DELAYED) if one.due is not None and one.is_due]
+        due = [one for one in delayed if one.due != OFFERED]
         due.sort(key=lambda one: (one.due, one.entry_id))
+        offered = [one for one in delayed if one.due == OFFERED]
+        due += [
+            one
+            for one in sorted(offered, key=lambda one: one.entry_id)
+            if hand.place not in one.refused or not self.is_open(one.entry_id, hand.place)
+        ]
         taken = due[:slots]
         for owner in sorted({DELAYED, *self.holders()}):
             over = [one for one in self.owned(owner) if one.is_old and one not in taken]
             taken += over[: slots - len(taken)]
         taken = taken or self.owned(WAITING)[:slots]
         for one in taken:
-            one.owner, one.is_old, one.due, one.is_due = name, False, None, False
+            one.owner, one.is_old, one.due, one.is_due = hand.name, False, None, False
         return taken
 
     def _need_group(self) -> None:
@@ -334,7 +352,9 @@ class QueueModel:
             self.renew_all(hand)
 
         def effect() -> None:
-            self.beats = {hand.name, *self.beats.intersection(self.holders())}
+            holders = self.holders()
+            self.beats = {name: place for name, place in self.beats.items() if name in holders}
+            self.beats[hand.name] = hand.place
 
         with contextlib.suppress(LostReplyError):
             self._request(effect)
@@ -370,6 +390,24 @@ class QueueModel:
             self._finish(hand, [one], lambda entry: self._letter(entry, reason, hand.name))
             for one in hand.of([row])
         )
+
+    def offer(self, hand: Hand, row: RowKey) -> int:
+        """For other places, if there is one that has not refused it; work did not happen."""
+        held = hand.of([row])
+        if not held:
+            return 0
+        asked, _ = self._persist(
+            hand, lambda: [one for one in held if self.is_open(one, hand.place)]
+        )
+
+        def move(entry: Entry) -> None:
+            hold = hand.holds[entry.entry_id]
+            entry.owner, entry.due, entry.is_due = DELAYED, OFFERED, True
+            entry.is_old, entry.at_work = False, ""
+            entry.attempts = hold.started - hold.is_begun
+            entry.refused |= {hand.place}
+
+        return self._finish(hand, asked, move)
 
     def give_back(self, hand: Hand, rows: Iterable[RowKey], *, is_due: bool, started: bool) -> int:
         """started: work ended; else it did not happen, and does not count."""

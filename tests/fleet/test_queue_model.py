@@ -59,7 +59,7 @@ WORKERS = 3
 MOVES: dict[str, int] = {
     **{"enqueue": 10, "retry failed": 4, "drop failed": 2, "cancel": 3, "cancel all": 1},
     **{"read": 8, "work": 24, "begin": 5, "renew": 3, "renew all": 3, "beat": 6},
-    **{"ack": 6, "fail": 4, "retry later": 6, "retry soon": 4, "release": 5},
+    **{"ack": 6, "fail": 4, "retry later": 6, "retry soon": 4, "release": 5, "offer": 6},
     **{"leases end": 8, "worker pauses": 8, "become due": 5, "due time lost": 2},
     **{"worker dies": 3, "hand is lost": 2, "flush": 1, "restart": 1},
 }
@@ -114,6 +114,12 @@ def proven(rows: Sequence[RowKey]) -> Receipt:
     return _seal_receipt(tuple(StoredRow(key, "seg", row, "") for row, key in enumerate(rows)))
 
 
+def attempts_of(value: bytes) -> tuple[int, frozenset[str]]:
+    """How often work was started, and the places that refused it."""
+    started, _, rest = value.decode().partition(" ")
+    return int(started), frozenset(filter(None, rest.partition(" ")[2].split()))
+
+
 def pick(chosen: Sequence[int], things: Sequence[T]) -> list[T]:
     """Without repetition, in the order of the draw."""
     places = dict.fromkeys(one % len(things) for one in chosen) if things else ()
@@ -141,11 +147,17 @@ class QueueMachine(RuleBasedStateMachine):
             self._hire(at, f"w{next(self.names)}")
 
     def _hire(self, at: int, name: str) -> None:
+        place = f"place-{at}"
         consumer = Consumer(
-            self.client, self.keys, name=name, lease_ms=LEASE_MS, sleep=lambda _: None
+            self.client,
+            self.keys,
+            name=name,
+            lease_ms=LEASE_MS,
+            place=place,
+            sleep=lambda _: None,
         )
         self.consumers[at : at + 1] = [consumer]
-        self.hands[at : at + 1] = [Hand(name)]
+        self.hands[at : at + 1] = [Hand(name, place)]
         self.deliveries[at : at + 1] = [{}]
 
     def _losing(self, loss: Loss, real: Callable[[], T], model: Callable[[], T]) -> tuple[T, T]:
@@ -203,6 +215,7 @@ class QueueMachine(RuleBasedStateMachine):
             "retry later": lambda: self.retry(busy, rows[:1], False, loss),
             "retry soon": lambda: self.retry(busy, rows[:1], True, loss),
             "release": lambda: self.release(busy, rows, loss),
+            "offer": lambda: self.offer(busy, rows[:1], loss),
             "leases end": lambda: self.leases_end(chosen),
             "worker pauses": lambda: self.worker_pauses(busy),
             "become due": lambda: self.become_due(chosen),
@@ -373,6 +386,7 @@ class QueueMachine(RuleBasedStateMachine):
             describe=lambda now_ms: WorkerActivity(
                 **dict.fromkeys(("host", "device", "model", "state"), "?"),
                 **{"worker": consumer.name, "pid": 1, "started_ms": now_ms, "seen_ms": now_ms},
+                place=self.hands[at].place,
             ),
             lease_seconds=1,
             forget_after_seconds=-1,
@@ -415,6 +429,16 @@ class QueueMachine(RuleBasedStateMachine):
             lambda: self.model.give_back(self.hands[at], rows, is_due=True, started=False),
             *(0, loss),
         )
+
+    def offer(self, at: int, rows: list[RowKey], loss: Loss) -> None:
+        """What one place refuses is for the others."""
+        for row in rows:
+            got, expected = self._losing(
+                loss,
+                lambda row=row: self.consumers[at].offer(row),
+                lambda row=row: self.model.offer(self.hands[at], row),
+            )
+            assert got == expected
 
     def _give_back(
         self,
@@ -510,8 +534,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert {one.decode(): due for one, due in delayed} == {
             one.entry_id: one.due for one in entries.values() if one.due is not None
         }
-        assert {one.decode(): int(value.split()[0]) for one, value in attempts.items()} == {
-            one.entry_id: one.attempts for one in entries.values() if one.attempts
+        assert {one.decode(): attempts_of(value) for one, value in attempts.items()} == {
+            one.entry_id: (one.attempts, one.refused)
+            for one in entries.values()
+            if one.attempts or one.refused
         }
         assert {one.decode(): tuple(value.decode().split()) for one, value in known.items()} == (
             self.model.known
@@ -522,7 +548,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert numbers.get(ENQUEUED, 0) == len(self.model.known)
         assert numbers.get(DONE, 0) == len(self.model.done)
         assert numbers.get(FAILED, 0) == len(letters)
-        assert {one.decode() for one in beats} == self.model.beats
+        assert {one.decode() for one in beats} == set(self.model.beats)
 
     @invariant()
     def every_job_is_pending_for_its_owner(self) -> None:
@@ -592,7 +618,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """A last worker drains everything; those before it come late and change nothing."""
         for entry in self.model.owned(DELAYED):
-            self.client.zadd(self.keys.delayed, {entry.entry_id: 1})
+            self.client.zadd(self.keys.delayed, {entry.entry_id: 1})  # also what was offered
         for entry in self._held():
             self._age(entry)
         wanted = {one.key for one in self.model.entries.values()}

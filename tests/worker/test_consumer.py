@@ -197,6 +197,24 @@ def test_what_renewal_finds_lost_leaves_the_hand(member, enqueue, wait_until):
     assert heir.in_hand == 1
 
 
+def test_what_cannot_be_finished_is_renewed_however_long_it_is_held(server, client, keys, enqueue):
+    """While the store is away, no row in hand is another worker's after --max-job-seconds."""
+    enqueue(make_job(1))
+    now = [0.0]
+    with connect_exact(server.url) as connection:
+        consumer = Consumer(
+            connection, keys, name="w1", lease_ms=1, max_job_seconds=10, clock=lambda: now[0]
+        )
+        consumer.read(10, 0)
+        now[0] = 11.0
+        consumer.keeps_all = True
+        consumer.renew_all()
+        assert consumer.in_hand == 1
+        consumer.keeps_all = False
+        consumer.renew_all()
+        assert consumer.in_hand == 0
+
+
 def test_a_rejected_job_moves_to_the_failed_stream_with_its_reason(member, enqueue, client, keys):
     """All of the job, and why, who and when."""
     enqueue(make_job(1), make_job(2))

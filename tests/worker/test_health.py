@@ -84,6 +84,16 @@ def test_a_worker_that_still_loads_is_not_healthy_yet(beat, check):
     assert "started 90.0 s ago and has not asked for work yet (it is starting)" in report.sentence
 
 
+def test_a_worker_that_waits_for_its_store_is_healthy_while_it_tries(beat, check):
+    """To restart it would lose the rows that it keeps."""
+    beat(polled_s_ago=4, state="store unavailable", store="/data/s.zarr")
+    report = check()
+    assert report.ok
+    assert "keeps its rows until it can write to /data/s.zarr" in report.sentence
+    beat(polled_s_ago=100, state="store unavailable")
+    assert not check().ok
+
+
 def test_workers_of_other_hosts_do_not_count(beat, check):
     """A container speaks for itself."""
     beat("far", polled_s_ago=1, host="there")

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from halp_producer.activity import WorkerActivity
 from halp_producer.job import canonical_json
+from halp_producer.keys import DELAYED, GROUP
 from halp_producer.server import connect_exact
 from halp_store import FeatureBatch, Layout, StoreWriter, open_store
+from halp_store.errors import DamagedSegment, PublishFailed, StoreGone
 from halp_store.layout import GRID_COLUMN, TEXT_COLUMNS
 from halp_worker.batcher import PATIENCE, PREPARED_BATCHES, Batcher
 from halp_worker.consumer import Consumer
@@ -202,6 +204,37 @@ def test_a_fatal_error_acknowledges_nothing_of_the_batch(work, enqueue, client, 
     tally = work(StandIn(), name="w2", lease_ms=1)
     assert tally.done == 6
     assert len(work.store()) == 6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PublishFailed("/s", 4),
+        DamagedSegment("/s", "a", None, "cut short"),
+        StoreGone("/s", "another one is there"),
+        FatalError("the device is another one"),
+        ZeroDivisionError("unforeseen"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_ends_the_loop_is_charged_to_no_job(
+    work, enqueue, client, keys, monkeypatch, error
+):
+    """Given back at once, in hand of nobody, as new; its worker has left the group."""
+    enqueue(*(make_job(n) for n in range(9)))
+
+    def fail(self, may_commit=None):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "flush", fail)
+        with pytest.raises(type(error)):
+            work(StandIn(), flush_rows=4)
+    assert client.xlen(keys.jobs) == 9
+    assert client.hlen(keys.attempts) == 0
+    names = [one["name"] for one in client.xinfo_consumers(keys.jobs, GROUP)]
+    assert set(names) <= {DELAYED.encode()}
+    assert work(StandIn(), name="w2").done == 9
 
 
 def test_a_worker_that_dies_between_write_and_acknowledgement_costs_no_second_row(

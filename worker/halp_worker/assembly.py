@@ -30,6 +30,7 @@ from halp_worker.batcher import Batcher
 from halp_worker.consumer import Consumer
 from halp_worker.footprint import peak_resident_bytes
 from halp_worker.heartbeat import Describe, Heartbeat
+from halp_worker.host_health import place_of
 from halp_worker.last_wait import LastWait
 from halp_worker.live_line import live_line
 from halp_worker.logs import belong_to
@@ -37,6 +38,7 @@ from halp_worker.metrics import Metrics
 from halp_worker.retry import RetryPolicy
 from halp_worker.service import Extracts, Service, Tally
 from halp_worker.settings import WorkerSettings
+from halp_worker.store_outage import open_patiently
 
 log = logging.getLogger(__name__)
 
@@ -85,20 +87,24 @@ def serve(
     metrics.describe(
         worker=name, run=settings.run, model=settings.model.model, device=engine.device
     )
-    writer = StoreWriter.open(
-        settings.store,
-        engine.layout,
-        worker=name,
-        provenance=engine.provenance,
-        flush_rows=settings.flush_rows,
-        # Workers that are started together should not flush together: up to a quarter sooner.
-        flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311 - no secret
+    writer = open_patiently(
+        lambda: StoreWriter.open(
+            settings.store,
+            engine.layout,
+            worker=name,
+            provenance=engine.provenance,
+            flush_rows=settings.flush_rows,
+            # Workers that start together should not flush together: up to a quarter sooner.
+            flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311
+        )
     )
+    place = place_of(settings.image_root, allow_urls=settings.allow_urls)
     consumer = Consumer(
         client,
         keys,
         name=name,
         lease_ms=int(settings.lease_seconds * 1000),
+        place=place,
         max_job_seconds=settings.max_job_seconds,
         on_lost=metrics.lease_lost,
         on_poll=metrics.polled,
@@ -121,8 +127,9 @@ def serve(
             until_empty=settings.until_empty,
             retries=retries or RetryPolicy(settings.max_attempts),
             metrics=metrics,
+            abandon=_abandon,
         )
-        describe = _describer(settings, engine, consumer, service, metrics)
+        describe = _describer(settings, engine, place, consumer, service, metrics)
         heartbeat = Heartbeat(
             client,
             keys,
@@ -169,6 +176,12 @@ def _stop_by_signals(service: Service, last_wait: LastWait) -> None:
         signal.signal(number, on_signal)
 
 
+def _abandon(error: Exception) -> None:
+    """The worker cannot stop in order: a batch does not end, or a request has no answer."""
+    log.critical("stopped at once, for it could not stop in time: %s", error)
+    os._exit(1)
+
+
 def _release(service: Service) -> None:
     try:
         service.release()
@@ -179,6 +192,7 @@ def _release(service: Service) -> None:
 def _describer(
     settings: WorkerSettings,
     engine: Engine,
+    place: str,
     consumer: Consumer,
     service: Service,
     metrics: Metrics,
@@ -215,6 +229,7 @@ def _describer(
             batch_jobs=service.batch_jobs,
             memory_bytes=memory_bytes,
             store=str(settings.store),
+            place=place,
         )
 
     return describe

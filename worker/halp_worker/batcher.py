@@ -58,10 +58,12 @@ class Batch(Generic[S]):
 
 @dataclass(frozen=True)
 class Taken(Generic[S]):
-    """batch: the next one, None if no job is left. fates: of jobs that could not be prepared."""
+    """batch: the next one, None if no job is left. fates: of jobs that could not be prepared.
+    prepared: jobs that could be, each with the number of fates before it."""
 
     batch: Batch[S] | None
     fates: tuple[tuple[RowKey, Fate], ...]
+    prepared: tuple[tuple[Job, int], ...] = ()
 
 
 @dataclass
@@ -91,11 +93,11 @@ class Batcher(Generic[S]):
         tokens_of: Callable[[S], int] = lambda _: 1,
         size_of: Callable[[S], int] = lambda _: 0,
     ) -> None:
-        self._prepare = prepare
+        self.prepare = prepare
         self._batch_size = batch_size
         self._tokens_of, self._size_of = tokens_of, size_of
         self.budget = budget
-        self._queue: deque[tuple[RowKey, Future[S]]] = deque()
+        self._queue: deque[tuple[Delivery, Future[S]]] = deque()
         self._ready: list[_Ready[S]] = []
         self._largest = UNKNOWN_TOKENS
         self._lock = threading.Lock()
@@ -125,7 +127,7 @@ class Batcher(Generic[S]):
     def submit(self, deliveries: Iterable[Delivery]) -> None:
         """Starts to prepare the jobs."""
         for delivery in deliveries:
-            self._queue.append((delivery.key, self._threads.submit(self._prepare, delivery.job)))
+            self._queue.append((delivery, self._threads.submit(self.prepare, delivery.job)))
 
     def drain(self) -> list[RowKey]:
         """Gives up all that was submitted and not taken; returns whose it is."""
@@ -135,7 +137,7 @@ class Batcher(Generic[S]):
             self._ready = []
         for _, future in given_up:
             future.cancel()
-        return [*(one.key for one in ready), *(key for key, _ in given_up)]
+        return [*(one.key for one in ready), *(delivery.key for delivery, _ in given_up)]
 
     def take(self) -> Taken[S]:
         """Waits until as many as a batch has are prepared. Jobs that failed do not count.
@@ -143,8 +145,10 @@ class Batcher(Generic[S]):
         Raises FatalError where `prepare` does; whatever else it raises is that job's own fate.
         """
         fates: list[tuple[RowKey, Fate]] = []
+        prepared: list[tuple[Job, int]] = []
         while (first := self._first()) is not None:
-            key, future = first
+            delivery, future = first
+            key = delivery.key
             try:
                 ready = _Ready(key, future.result())
             except Rejected as rejected:
@@ -156,14 +160,16 @@ class Batcher(Generic[S]):
             except Exception as error:  # noqa: BLE001 - of one job, whatever it is: it is tried again
                 fates.append((key, Setback.of(Reason.PREPARATION_FAILED, error)))
             else:
+                prepared.append((delivery.job, len(fates)))
                 with self._lock:
                     self._ready.append(ready)
         with self._lock:
             chosen = self._choose()
         keys, samples = tuple(one.key for one in chosen), tuple(one.sample for one in chosen)
-        return Taken(Batch(keys, samples) if chosen else None, tuple(fates))
+        batch = Batch(keys, samples) if chosen else None
+        return Taken(batch, tuple(fates), tuple(prepared))
 
-    def _first(self) -> tuple[RowKey, Future[S]] | None:
+    def _first(self) -> tuple[Delivery, Future[S]] | None:
         """The next to be made ready: what a batch still lacks, and what is prepared anyway."""
         with self._lock:
             if not self._queue:

@@ -35,6 +35,12 @@ FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 """Between tries while the server is away."""
 
+ALIVE_MS: Final = 30_000
+"""A worker that was seen within this time may take what another place refused. Some heartbeats."""
+
+OFFERS_LOOKED_AT: Final = 1000
+"""How many refused jobs one read looks at. A script must stay short; more wait for their turn."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -49,6 +55,7 @@ class Consumer:
 
     client: repeats nothing by itself, so that no reply is lost unnoticed.
     name: this worker's, unique. lease_ms: after this long without renewal another may take a job.
+    place: see `place_of`; without one, no job is offered to workers of other places.
     max_job_seconds: after this long in hand a job is not renewed any more.
     on_lost: is told how many leases were lost. on_poll: is called when a read was answered.
     """
@@ -60,6 +67,7 @@ class Consumer:
         *,
         name: str,
         lease_ms: int,
+        place: str = "",
         max_job_seconds: float = float("inf"),
         on_lost: Callable[[int], None] = lambda _: None,
         on_poll: Callable[[], None] = lambda: None,
@@ -70,6 +78,7 @@ class Consumer:
         self._keys = keys
         self.name = name
         self._lease_ms = lease_ms
+        self._place = place
         self._max_job_seconds = max_job_seconds
         self._on_lost = on_lost
         self._on_poll = on_poll
@@ -82,6 +91,7 @@ class Consumer:
         self._ack = client.register_script(scripts.ACK)
         self._fail = client.register_script(scripts.FAIL)
         self._delay = client.register_script(scripts.DELAY)
+        self._open = client.register_script(scripts.OPEN)
         self._leave = client.register_script(scripts.LEAVE)
         self._hand = Hand()
         # Entries that a lost reply left on our own list come before anything else.
@@ -89,6 +99,10 @@ class Consumer:
         self._pause = FIRST_PAUSE_SECONDS
         self._waits_since: float | None = None
         self._has_group = False
+        self._patience_seconds = float("inf")
+        self._waited_seconds = 0.0  # since `hurry`
+        self.keeps_all = False
+        """Set while nothing in hand can be finished: then it is renewed however long it is held."""
         self.polled_s: float | None = None
         """When the server last answered a read, on the monotonic clock; None before the first."""
 
@@ -103,6 +117,18 @@ class Consumer:
     def attempts(self, key: RowKey) -> int:
         """How often work on this row was started, this time included."""
         return max((held.started for held in self._hand.entries([key]).values()), default=0)
+
+    def rows(self) -> set[RowKey]:
+        """Of everything in hand."""
+        return {held.key for held in self._hand.entries().values()}
+
+    def holds(self, delivery: Delivery) -> bool:
+        return delivery.entry_id in self._hand.entries([delivery.key])
+
+    def hurry(self, seconds: float) -> None:
+        """From now on, wait no longer than this in all for a server that is away; then what
+        redis-py raised comes out. May be called from a signal."""
+        self._patience_seconds = seconds
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -194,10 +220,13 @@ class Consumer:
     def _take_next(self, slots: int) -> list[Fetched]:
         taken = fetched_taken(
             self._take(
-                keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
+                keys=[
+                    *(self._keys.jobs, self._keys.delayed),
+                    *(self._keys.attempts, self._keys.workers),
+                ],
                 args=[
                     *(GROUP, self.name, DELAYED, slots, self._lease_ms),
-                    LONGEST_DELAY_MS + self._lease_ms,
+                    *(LONGEST_DELAY_MS + self._lease_ms, self._place, ALIVE_MS, OFFERS_LOOKED_AT),
                 ],
             )
         )
@@ -292,7 +321,9 @@ class Consumer:
         what redis-py raises."""
         oldest = self._clock() - self._max_job_seconds
         ours = self._hand.entries()
-        too_long = self._hand.forget(one for one, held in ours.items() if held.since < oldest)
+        too_long = self._hand.forget(
+            one for one, held in ours.items() if held.since < oldest and not self.keeps_all
+        )
         for entry_id in too_long:
             question_id = ours[entry_id].key.question_id
             log.warning(
@@ -385,13 +416,28 @@ class Consumer:
         held = self._hand.entries(set(rows))
         return self._give_back({one: what.attempts for one, what in held.items()}, 0)
 
-    def _give_back(self, attempts: Mapping[str, int], delay_ms: int) -> int:
+    def offer(self, row: RowKey) -> int:
+        """Gives back the entries in hand of this row that a worker of another place has not refused
+        yet: only those take them, no attempt counted. Returns how many."""
+        held = self._hand.entries([row])
+        if not held or not self._place:
+            return 0
+        asked, _ = self._persist(
+            lambda: self._open(
+                keys=[self._keys.attempts, self._keys.workers],
+                args=[self._place, ALIVE_MS, *held],
+            )
+        )
+        still_open = [one.decode() for one in asked]
+        return self._give_back({one: held[one].attempts for one in still_open}, 0, self._place)
+
+    def _give_back(self, attempts: Mapping[str, int], delay_ms: int, refusing: str = "") -> int:
         arguments = [part for pair in attempts.items() for part in pair]
         return self._finish(
             list(attempts),
             lambda _: self._delay(
                 keys=[self._keys.jobs, self._keys.delayed, self._keys.attempts],
-                args=[GROUP, self.name, DELAYED, delay_ms, *arguments],
+                args=[GROUP, self.name, DELAYED, delay_ms, refusing, *arguments],
             ),
         )
 
@@ -424,13 +470,16 @@ class Consumer:
         """The reply, and whether an earlier try may have taken effect without one."""
         was_repeated = False
         while True:
+            started = self._clock()
             try:
                 reply = request()
             except redis.RedisError as error:
-                if not is_outage(error):
+                if not is_outage(error) or self._waited_seconds >= self._patience_seconds:
                     raise
                 was_repeated = True
                 self._wait_for_server(error)
+                if self._patience_seconds < float("inf"):
+                    self._waited_seconds += self._clock() - started
             else:
                 self._answered()
                 return reply, was_repeated

@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
+from halp_store.features import RowKey
 from halp_worker.batcher import Batch
 from halp_worker.extraction import Extraction
 
@@ -32,6 +33,7 @@ class DeviceThread:
         self._batches: SimpleQueue[tuple[Batch[Any], Future[list[Extraction]]] | None]
         self._batches = SimpleQueue()
         self._running: Future[list[Extraction]] | None = None
+        self._batch: Batch[Any] | None = None
         self._started_s = 0.0
 
     def serve(self, loop: Callable[[], T]) -> T:
@@ -70,17 +72,28 @@ class DeviceThread:
         return self._running is None
 
     @property
+    def keys(self) -> tuple[RowKey, ...]:
+        """Of the batch that runs, waits for `finish`, or raised in it."""
+        return () if self._batch is None else self._batch.keys
+
+    def wait(self, seconds: float) -> bool:
+        """Whether nothing runs, at the latest after so long."""
+        return self._running is None or not wait([self._running], seconds).not_done
+
+    @property
     def busy_since_s(self) -> float | None:
         """When what runs was started, on the monotonic clock; None if nothing does."""
         return self._started_s if self.is_busy else None
 
     def start(self, batch: Batch[Any]) -> None:
         """The batch before must have been finished."""
-        self._running = Future()
+        self._running, self._batch = Future(), batch
         self._started_s = time.monotonic()
         self._batches.put((batch, self._running))
 
     def finish(self) -> list[Extraction]:
         """Waits for what runs, and gives it; nothing if nothing does. Raises what it raised."""
         running, self._running = self._running, None
-        return [] if running is None else running.result()
+        extractions = [] if running is None else running.result()
+        self._batch = None
+        return extractions

@@ -32,16 +32,28 @@ class Reason(StrEnum):
     WORKER_DIED = "worker_died"
 
 
+class HostPart(StrEnum):
+    """What a worker's machine and settings provide for all jobs alike."""
+
+    IMAGES = "images"
+    """The image root: its path, mount and permissions, and the memory to decode in."""
+
+    NETWORK = "network"
+    """The way to http(s) URLs."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """One job's end: a reason for machines, a sentence for people.
 
     traceback: of what was raised, for those who mend the program; empty where there is none.
+    host_part: what of this host may be the cause; another host may succeed. None: the job is.
     """
 
     reason: Reason
     error: str
     traceback: str = ""
+    host_part: HostPart | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Setback:
     reason: Reason
     error: str
     traceback: str = ""
+    host_part: HostPart | None = None
 
     @classmethod
     def of(cls, reason: Reason, error: Exception) -> Setback:
@@ -66,17 +79,17 @@ Fate = Rejection | Setback
 class Rejected(Exception):  # noqa: N818 - a fate of a job, not an error of the program
     """Raised while one job is prepared; carries its rejection and harms no other job."""
 
-    def __init__(self, reason: Reason, error: str) -> None:
+    def __init__(self, reason: Reason, error: str, host_part: HostPart | None = None) -> None:
         super().__init__(error)
-        self.rejection = Rejection(reason, error)
+        self.rejection = Rejection(reason, error, host_part=host_part)
 
 
 class Retryable(Exception):  # noqa: N818 - a fate of an attempt, not an error of the program
     """Raised while one job is prepared, where waiting may mend it: a URL, a network disk."""
 
-    def __init__(self, reason: Reason, error: str) -> None:
+    def __init__(self, reason: Reason, error: str, host_part: HostPart | None = None) -> None:
         super().__init__(error)
-        self.setback = Setback(reason, error)
+        self.setback = Setback(reason, error, host_part=host_part)
 
 
 class DeviceOutOfMemory(Exception):  # noqa: N818 - named for what it says

@@ -2,7 +2,8 @@
 
 Judges by the last read that the server answered, not by the heartbeat: a thread may beat on while
 the loop hangs. Knows the heartbeats on the server; loads nothing heavy. Does not guarantee that the
-worker makes progress, only that its loop goes round.
+worker makes progress, only that its loop goes round. A worker that waits for its store is healthy
+while it tries: to restart it would lose the rows that it keeps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import redis
 
-from halp_producer.activity import STOPPED, WorkerActivity, read_activity
+from halp_producer.activity import STOPPED, STORE_AWAY, WorkerActivity, read_activity
 from halp_producer.keys import RunKeys
 from halp_producer.server import ServerError, connect, explained
 from halp_producer.status import server_ms
@@ -85,6 +86,11 @@ def _judge(one: WorkerActivity, max_age_seconds: float, now_ms: int) -> HealthRe
             f"asked for work yet (it is {one.state}); if this lasts, see its log",
         )
     sentence = f"worker {one.worker} last asked for work {_ago(one.polled_ms, now_ms)}"
+    if one.state == STORE_AWAY:
+        sentence = (
+            f"worker {one.worker} keeps its rows until it can write to {one.store or 'its store'}, "
+            f"which it last tried {_ago(one.polled_ms, now_ms)}"
+        )
     if now_ms - one.polled_ms <= 1000 * max_age_seconds:
         return HealthReport(ok=True, sentence=sentence)
     return HealthReport(

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 LONGEST_BEAT_SECONDS: Final = 5.0
 """`halp-producer status` calls a worker gone after a few of these."""
 
+LAST_BEAT_SECONDS: Final = 2.0
+"""How long the end waits for a beat under way: a server that is silent hears no last one."""
+
 FORGET_AFTER_SECONDS: Final = 600
 """A worker that was not seen for so long, and holds nothing, is taken off the run's list."""
 
@@ -64,8 +67,9 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
-        self._beat()
+        self._thread.join(LAST_BEAT_SECONDS)
+        if not self._thread.is_alive():
+            self._beat()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_seconds):

@@ -100,7 +100,7 @@ def model_engine(
     storage = storage_at(settings.store)
     scores = stored_scores(storage)
     if scores is not None:
-        layout = as_stored(layout, loaded.checkpoint, read_root(storage).fingerprint)
+        layout = as_stored(layout, loaded.checkpoint, read_root(storage).layout.fingerprint)
     if foresight is None and scores == ():
         layout = replace(layout, scores=())  # a store of layout version 1 goes on as it began
     inputs = input_builder(loaded, layout.positions, settings.image_root, settings.allow_urls)

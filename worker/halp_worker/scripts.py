@@ -33,12 +33,50 @@ local function of(consumer, label)
 end
 
 local function started(attempts, id)
-  return string.match(redis.call('HGET', attempts, id) or '0', '^(%d+) ?(.*)$')
+  return string.match(redis.call('HGET', attempts, id) or '0', '^(%d+) ?(%S*) ?(.*)$')
+end
+
+local function set_started(attempts, id, times, who, refused)
+  if times == '0' and refused == '' then
+    redis.call('HDEL', attempts, id)
+  else
+    local value = times .. ' ' .. who .. ' ' .. refused
+    redis.call('HSET', attempts, id, (string.gsub(value, ' +$', '')))
+  end
+end
+
+local function has(places, place)
+  return string.find(' ' .. places .. ' ', ' ' .. place .. ' ', 1, true) ~= nil
+end
+
+local function places_alive(workers, alive_ms)
+  local places, told = {}, redis.call('HGETALL', workers)
+  local now, within = now_ms(), tonumber(alive_ms)
+  for i = 2, #told, 2 do
+    local readable, activity = pcall(cjson.decode, told[i])
+    if readable and type(activity) == 'table' and type(activity.place) == 'string' then
+      local is_leaving = activity.state == 'stopped' or activity.state == 'stopping'
+      if not is_leaving and math.abs(now - (tonumber(activity.seen_ms) or 0)) <= within then
+        places[#places + 1] = activity.place
+      end
+    end
+  end
+  return places
+end
+
+local function is_open(places, refused, mine)
+  for _, place in ipairs(places) do
+    if place ~= '' and place ~= mine and not has(refused, place) then return true end
+  end
+  return false
 end
 """
 """`of`: a field of one consumer, as XINFO CONSUMERS lists them.
 `started`: how often, and by whom if that worker has not given it back: whoever works on it next
-must fence that one, however many had it in between and whichever replies were lost.
+must fence that one, however many had it in between and whichever replies were lost. Third, the
+places that refused it, with a blank between two.
+`places_alive`: where the run's workers are that were seen lately and do not leave.
+`is_open`: whether one of these places has not refused it and is not mine.
 `owned` is also false where the stream or its group is gone; what else the server refuses (a
 command that this user may not use, a key of another type) is an error, never a lost lease."""
 
@@ -70,14 +108,17 @@ return found
 TAKE: Final = (
     _HEAD
     + """
--- Delayed jobs that are due, then those whose lease is over; new ones where there are neither.
--- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, slots, lease in ms,
--- idle ms after which a delayed job is taken even if the sorted set forgot it.
+-- Delayed jobs that are due, then those whose lease is over; new ones where there are neither. What
+-- my place refused (it is due at -1) is left to other places while there is one that did not.
+-- KEYS: jobs, delayed, attempts, workers. ARGV: group, me, the consumer of delayed jobs, slots,
+-- lease in ms, idle ms after which a delayed job is taken even if the sorted set forgot it, my
+-- place, ms within which a worker was seen that is alive, how many refused jobs are looked at.
 -- Returns {id, fields, attempts, who was at work} for each; if nobody was, the latter is the one
 -- whose lease was over, the consumer of delayed jobs for one that was given back, and '' for one
 -- whose last attempt ended in order.
-local jobs, delayed, attempts = KEYS[1], KEYS[2], KEYS[3]
+local jobs, delayed, attempts, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, parked, slots = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local place, alive_ms, most = ARGV[7], ARGV[8], ARGV[9]
 local taken = {}
 
 local function take(id, from)
@@ -92,14 +133,23 @@ local function take(id, from)
   end
 end
 
+local function take_due(id, from)
+  if owned(jobs, group, parked, id) then take(id, from) else redis.call('ZREM', delayed, id) end
+end
+
 redis.call('XPENDING', jobs, group)  -- NOGROUP, where the stream or its group is gone
-local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', string.format('%.0f', now_ms()),
+local due = redis.call('ZRANGEBYSCORE', delayed, 0, string.format('%.0f', now_ms()),
                        'WITHSCORES', 'LIMIT', 0, slots)
 for i = 1, #due, 2 do
-  if owned(jobs, group, parked, due[i]) then
-    take(due[i], due[i + 1] == '0' and parked or '')
-  else
-    redis.call('ZREM', delayed, due[i])
+  take_due(due[i], due[i + 1] == '0' and parked or '')
+end
+if #taken < slots then
+  local offered = redis.call('ZRANGEBYSCORE', delayed, '-inf', '(0', 'LIMIT', 0, most)
+  local places = #offered > 0 and places_alive(workers, alive_ms)
+  for _, id in ipairs(offered) do
+    local _, _, refused = started(attempts, id)
+    local is_mine = not has(refused, place) or not is_open(places, refused, place)
+    if #taken < slots and is_mine then take_due(id, parked) end
   end
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', jobs, group)) do
@@ -133,7 +183,8 @@ local answer = {redis.call('HGET', KEYS[3], ARGV[3]) or ''}
 for i = 4, #ARGV, 2 do
   if owned(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID')
-    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[2])
+    local _, _, refused = started(KEYS[2], ARGV[i])
+    set_started(KEYS[2], ARGV[i], ARGV[i + 1], ARGV[2], refused)
   else
     answer[#answer + 1] = ARGV[i]
   end
@@ -219,26 +270,42 @@ return {}
 DELAY: Final = (
     _HEAD
     + """
--- Not by me, not now: for another attempt later, or (without delay: due at 0) for anybody at once.
--- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, delay in ms, then
--- entry id and number of attempts for each. Returns the ids that were not ours.
-local lost = {}
+-- Not by me, not now: for another attempt later, or (without delay: due at 0) for anybody at once,
+-- or (with a place that refuses it: due at -1) for other places at once.
+-- KEYS: jobs, delayed, attempts. ARGV: group, me, the consumer of delayed jobs, delay in ms, the
+-- place or '', then entry id and number of attempts for each. Returns the ids that were not ours.
+local lost, place = {}, ARGV[5]
 local due = ARGV[4] == '0' and '0' or string.format('%.0f', now_ms() + ARGV[4])
-for i = 5, #ARGV, 2 do
-  local id, attempts = ARGV[i], ARGV[i + 1]
+if place ~= '' then due = '-1' end
+for i = 6, #ARGV, 2 do
+  local id = ARGV[i]
   if owned(KEYS[1], ARGV[1], ARGV[2], id) then
+    local _, _, refused = started(KEYS[3], id)
+    if place ~= '' and not has(refused, place) then
+      refused = refused == '' and place or refused .. ' ' .. place
+    end
     redis.call('ZADD', KEYS[2], due, id)
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, id, 'JUSTID')
-    if attempts == '0' then
-      redis.call('HDEL', KEYS[3], id)
-    else
-      redis.call('HSET', KEYS[3], id, attempts)
-    end
+    set_started(KEYS[3], id, ARGV[i + 1], '', refused)
   else
     lost[#lost + 1] = id
   end
 end
 return lost
+"""
+)
+
+OPEN: Final = (
+    _HEAD
+    + """
+-- KEYS: attempts, workers. ARGV: my place, ms within which a worker was seen that is alive, entry
+-- ids. Returns those that a worker of another place has not refused.
+local open, places = {}, places_alive(KEYS[2], ARGV[2])
+for i = 3, #ARGV do
+  local _, _, refused = started(KEYS[1], ARGV[i])
+  if is_open(places, refused, ARGV[1]) then open[#open + 1] = ARGV[i] end
+end
+return open
 """
 )
 

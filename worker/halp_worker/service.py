@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from halp_producer.activity import RUNNING, STOPPED
+import redis
+
+from halp_producer.activity import RUNNING, STOPPED, STOPPING, STORE_AWAY
 from halp_producer.keys import DELAYED
-from halp_producer.results import ABSTAINED
-from halp_store.features import RowKey
 from halp_store.writer import StoreWriter
 from halp_worker.batcher import Batch, Batcher
 from halp_worker.bisection import extract_each
@@ -25,10 +25,14 @@ from halp_worker.consumer import Consumer
 from halp_worker.delivery import Delivery
 from halp_worker.device_thread import DeviceThread
 from halp_worker.extraction import Extraction
-from halp_worker.fates import Fate, Reason, Rejection, Setback
+from halp_worker.fates import DeviceBroken
+from halp_worker.host_health import HostHealth
 from halp_worker.mention import jobs, named
 from halp_worker.metrics import Metrics
+from halp_worker.outcomes import Outcomes, conflict, worker_died
+from halp_worker.outcomes import Tally as Tally
 from halp_worker.retry import RetryPolicy
+from halp_worker.store_outage import PatientWriter
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +45,17 @@ BUSY_BLOCK_MS: Final = 50
 where the stream has nothing."""
 
 
+STOP_SECONDS: Final = 6.0
+"""How long a worker that is to stop goes on asking a server that is away, in all."""
+
+LAST_BATCH_SECONDS: Final = 4.0
+"""How long a worker that is to stop and cannot store anything waits for the batch on its device."""
+
+
 class Extracts(Protocol):
     """What the loop needs of an extractor; tests put a fast one here."""
 
     def extract(self, batch: Batch[Any]) -> Extraction: ...
-
-
-@dataclass
-class Tally:
-    """Jobs by what became of them here, since this worker started. abstained: rows that were
-    committed without an answer, for their risk; they are among the done."""
-
-    done: int = 0
-    failed: int = 0
-    already_stored: int = 0
-    retried: int = 0
-    released: int = 0
-    abstained: int = 0
 
 
 class Service:
@@ -73,19 +71,31 @@ class Service:
         until_empty: bool,
         retries: RetryPolicy | None = None,
         metrics: Metrics | None = None,
+        host: HostHealth | None = None,
+        abandon: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._consumer = consumer
         self._batcher = batcher
         self._extractor = extractor
-        self._writer = writer
+        self._stopping = threading.Event()
+        self._writer = PatientWriter(
+            writer,
+            wait=self._stopping.wait,
+            is_stopping=self._stopping.is_set,
+            on_away=self._store_is_away,
+            on_back=self._store_is_back,
+        )
         self._until_empty = until_empty
         self._retries = retries or RetryPolicy()
         self._metrics = metrics or Metrics()
+        self._outcomes = Outcomes(consumer, self._retries, self._metrics)
+        self.tally = self._outcomes.tally
+        self._host = host or HostHealth(batcher.prepare)
+        self._abandon = abandon
         self._device = DeviceThread(self._run_model)
         self._suspects: deque[Delivery] = deque()
         self._epoch: str | None = None
-        self._stopping = threading.Event()
-        self.tally = Tally()
+        self._tried_s: float | None = None
         self.state = "starting"
         self.batch_jobs = 0
         """How many were in the last batch."""
@@ -96,19 +106,31 @@ class Service:
 
     @property
     def moved_s(self) -> float | None:
-        """When the server last answered a read, on the monotonic clock; while a batch runs, not
-        later than its start, for the loop goes on though a device hangs. None before the first."""
-        polled, since = self._consumer.polled_s, self._device.busy_since_s
-        return polled if since is None or polled is None else min(polled, since)
+        """When the server last answered a read, or a store that is away was last tried, on the
+        monotonic clock; while a batch runs, not later than its start, for the loop goes on though a
+        device hangs. None before the first."""
+        times = [at for at in (self._consumer.polled_s, self._tried_s) if at is not None]
+        since = self._device.busy_since_s
+        moved = max(times, default=None)
+        return moved if since is None or moved is None else min(moved, since)
 
     def stop(self) -> None:
         """Finish the batch in hand, commit it, return from `run`. May be called from a signal."""
+        self._consumer.hurry(STOP_SECONDS)
         self._stopping.set()
 
     def run(self) -> Tally:
-        """Batches run on the calling thread. Raises FatalError or StoreError; nothing that is not
-        in the store is acknowledged."""
-        return self._device.serve(self._loop)
+        """Batches run on the calling thread. Raises FatalError or StoreError, with every job given
+        back and no attempt counted, but those of a batch that broke the device; nothing that is
+        not in the store is acknowledged."""
+        return self._device.serve(self._loop_or_give_back)
+
+    def _loop_or_give_back(self) -> Tally:
+        try:
+            return self._loop()
+        except Exception as error:
+            self._give_all_back(error)
+            raise
 
     def _loop(self) -> Tally:
         self.state = RUNNING
@@ -122,16 +144,24 @@ class Service:
                 self._extract_alone()
             has_something = fetched or self._suspects or len(self._batcher)
             is_idle = not has_something and self._device.is_empty
+            if is_idle and not self.stopping:
+                self._outcomes.settle_all(self._host.judge_held())
             if self._writer.seconds_until_due() == 0 or (is_idle and self._until_empty):
                 self._commit()
             if is_idle and self._until_empty and self._consumer.remaining() == 0:
                 break
-        self.state = "stopping"
+        return self._leave()
+
+    def _leave(self) -> Tally:
+        """Commits what the device has, gives the rest back. Raises HostBroken if that is why."""
+        self.state = STOPPING
         self.release()
         self._collect(self._device.finish())
         self._commit()
         self._consumer.leave()
         self.state = STOPPED
+        if self._host.broken is not None:
+            raise self._host.broken
         return self.tally
 
     # -- read ------------------------------------------------------------------------------
@@ -144,7 +174,7 @@ class Service:
 
     def _block_ms(self) -> int:
         """Wait only with empty hands, and never past the moment the buffer is due."""
-        has_something = len(self._batcher) or not self._device.is_empty
+        has_something = len(self._batcher) or len(self._host) or not self._device.is_empty
         if self._device.is_busy:
             longest = BUSY_BLOCK_MS
         elif has_something or (self._until_empty and self._writer.rows_buffered):
@@ -160,6 +190,7 @@ class Service:
         others = {one.taken_from for one in fetched} - {"", DELAYED, self._consumer.name}
         if others:
             self._writer.fence(others)
+            fetched = [one for one in fetched if self._consumer.holds(one)]
         self._suspects += [one for one in fetched if one.is_suspect]
         self._start([one for one in fetched if not one.is_suspect])
 
@@ -174,8 +205,10 @@ class Service:
             self._writer.refresh()
             self._epoch = begun.epoch
         for one in exhausted:
-            self._settle(one.key, _worker_died(one))
-        self._batcher.submit(self._not_stored(begun.started))
+            self._outcomes.settle(one.key, worker_died(one))
+        new = self._not_stored(begun.started)
+        # What was given back while the store was away is not ours any more.
+        self._batcher.submit([one for one in new if self._consumer.holds(one)])
 
     def _is_exhausted(self, delivery: Delivery) -> bool:
         is_stored = self._writer.lookup(delivery.key) == "stored"
@@ -193,11 +226,9 @@ class Service:
                 case "buffered":
                     pass  # a second delivery of a row that the next commit proves
                 case "conflict":
-                    self._settle(delivery.key, conflict(delivery.key))
+                    self._outcomes.settle(delivery.key, conflict(delivery.key))
         if stored:
-            acknowledged = self._consumer.ack(self._writer.receipt_for(stored))
-            self.tally.already_stored += acknowledged
-            self._metrics.count("already_stored", acknowledged)
+            self._outcomes.was_stored(self._writer.receipt_for(stored))
         return new
 
     # -- batch, extract --------------------------------------------------------------------
@@ -212,11 +243,13 @@ class Service:
         with self._metrics.stage("prepare_wait"):
             taken = self._batcher.take()
         if taken.batch is not None and self.stopping:
-            self._release(taken.batch.keys)
+            self._outcomes.release(taken.batch.keys)
         elif taken.batch is not None and (ours := self._still_ours(taken.batch)):
             self._device.start(ours)
-        self._settle_all(taken.fates)
         self._collect(finished)
+        self._outcomes.settle_all(self._host.judge(taken))
+        if self._host.broken is not None:
+            self.stop()
 
     def _extract_alone(self) -> None:
         """The next suspect, with everything before it committed: it takes no other along."""
@@ -252,7 +285,7 @@ class Service:
 
     def _collect(self, extractions: Iterable[Extraction]) -> None:
         for extraction in extractions:
-            self._settle_all(extraction.fates)
+            self._outcomes.settle_all(extraction.fates)
             if extraction.features is not None:
                 self._writer.append(extraction.features)
                 counts = extraction.features.integers
@@ -268,13 +301,7 @@ class Service:
         with self._metrics.stage("flush"):
             flush = self._writer.flush(self._consumer.renew)
         if flush.receipt is not None:
-            with self._metrics.stage("acknowledge"):
-                acknowledged = self._consumer.ack(flush.receipt)
-            self.tally.done += acknowledged
-            self._metrics.count("done", acknowledged)
-            abstained = sum(one.finish_reason == ABSTAINED for one in flush.receipt.stored)
-            self.tally.abstained += abstained
-            self._metrics.abstained(abstained)
+            self._outcomes.store(flush.receipt)
             ids = [key.question_id for key in flush.receipt.rows]
             log.info(
                 "stored %d rows in %s: %s",
@@ -283,57 +310,42 @@ class Service:
                 named(ids),
                 extra={"segment": flush.segment, **jobs(ids)},
             )
-        self._settle_all((key, conflict(key)) for key in flush.conflicts)
-
-    def _settle_all(self, fates: Iterable[tuple[RowKey, Fate]]) -> None:
-        for key, fate in fates:
-            self._settle(key, fate)
-
-    def _settle(self, key: RowKey, fate: Fate) -> None:
-        attempts = self._consumer.attempts(key)
-        if isinstance(fate, Setback) and not self._retries.is_last(attempts):
-            log.warning(
-                "attempt %d of %s: %s",
-                attempts,
-                key.question_id,
-                fate.error,
-                extra={**jobs([key.question_id]), "reason": fate.reason, "attempt": attempts},
-            )
-            retried = self._consumer.retry(key, self._retries.delay_ms(attempts))
-            self.tally.retried += retried
-            self._metrics.count("retried", retried)
-            return
-        failed = self._consumer.fail(key, Rejection(fate.reason, fate.error, fate.traceback))
-        self.tally.failed += failed
-        self._metrics.count("failed", failed)
-        self._metrics.failed(fate.reason)
+        self._outcomes.settle_all((key, conflict(key)) for key in flush.conflicts)
 
     def release(self) -> None:
         """Gives back what was only fetched. May be called from a thread, while a batch runs."""
         suspects = list(self._suspects)
         self._suspects.clear()
-        self._release([*self._batcher.drain(), *(one.key for one in suspects)])
+        held = self._host.drain()
+        self._outcomes.release([*self._batcher.drain(), *held, *(one.key for one in suspects)])
 
-    def _release(self, rows: Sequence[RowKey]) -> None:
-        if rows:
-            released = self._consumer.release(rows)
-            self.tally.released += released
-            self._metrics.count("released", released)
+    # -- what goes wrong around the jobs -----------------------------------------------------
 
+    def _store_is_away(self) -> None:
+        """Keeps the rows that are computed and those on the device; others get all the rest."""
+        self._tried_s = time.monotonic()
+        self._consumer.keeps_all = True
+        self.state = STORE_AWAY
+        self.release()
+        kept = set(self._device.keys)
+        rows = self._consumer.rows() - kept
+        self._outcomes.release([key for key in rows if self._writer.lookup(key) != "buffered"])
 
-def conflict(key: RowKey) -> Rejection:
-    """The fate of a job whose id is stored with other content."""
-    return Rejection(
-        Reason.CONFLICT,
-        f"question id {key.question_id!r} is already stored with other content: "
-        "what is there stays. Give the new question another id, or use another store",
-    )
+    def _store_is_back(self) -> None:
+        self._consumer.keeps_all = False
+        self.state = STOPPING if self.stopping else RUNNING
 
-
-def _worker_died(delivery: Delivery) -> Rejection:
-    return Rejection(
-        Reason.WORKER_DIED,
-        f"its worker was gone before it ended, {delivery.attempts} times; the last was "
-        f"{delivery.taken_from}: it may be what ends them (memory, a damaged image). Look at it "
-        "alone with `halp-worker extract`",
-    )
+    def _give_all_back(self, error: Exception) -> None:
+        """The jobs are not to blame for what ends the worker, but those on a device that broke."""
+        self.state = STOPPED
+        self._consumer.hurry(STOP_SECONDS)
+        blamed = set(self._device.keys) if isinstance(error, DeviceBroken) else set()
+        try:
+            if not isinstance(error, redis.RedisError):
+                self.release()
+                self._outcomes.release(self._consumer.rows() - blamed)
+                self._consumer.leave()
+        except redis.RedisError as unreachable:
+            log.warning("could not give back what was in hand: %s", unreachable)
+        if self.stopping and not self._device.wait(LAST_BATCH_SECONDS):
+            self._abandon(error)

@@ -19,7 +19,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError
 
 from halp_producer.problem import in_short
-from halp_worker.fates import Reason, Rejected, Retryable
+from halp_worker.fates import HostPart, Reason, Rejected, Retryable
 
 URL_TIMEOUT_SECONDS: Final = 20.0
 """Without a single byte."""
@@ -32,6 +32,18 @@ _PASSING_STATUSES: Final = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 )
 """Of the statuses below 500; those from 500 on are the server's trouble and pass, too."""
+
+_PROXY_STATUSES: Final = frozenset(
+    {HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED}
+)
+"""What stands between this host and the network answers these, not the image's server."""
+
+_REACHED: Final = (
+    requests.ReadTimeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
+"""Errors of a connection that was there."""
 
 _NEVER: Final = (
     requests.TooManyRedirects,
@@ -66,9 +78,13 @@ def _fate(url: str, error: Exception) -> Rejected | Retryable:
     message = _failed(url, error)
     if isinstance(error, requests.HTTPError):
         status = error.response.status_code
+        part = HostPart.NETWORK if status in _PROXY_STATUSES else None
         if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING_STATUSES:
-            return Rejected(Reason.URL_FAILED, message)
-    return Retryable(Reason.URL_FAILED, message)
+            return Rejected(Reason.URL_FAILED, message, part)
+        return Retryable(Reason.URL_FAILED, message, part)
+    # A server that answers, if slowly or in part, was reached.
+    was_reached = isinstance(error, _REACHED)
+    return Retryable(Reason.URL_FAILED, message, None if was_reached else HostPart.NETWORK)
 
 
 def _failed(url: str, error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 Knows files and PIL; does not know the model. Paths stay under the root after links are followed, a
 size is checked before pixels are decoded, EXIF orientation is applied. What is wrong with the image
-is `Rejected`; what is wrong with the disk, the network or this host's memory is `Retryable`.
+is `Rejected`; what is wrong with the disk, the network or this host's memory is `Retryable`. What
+another host may be able to read carries the part of this one that could not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from halp_producer.images import is_url
 from halp_producer.problem import in_short
-from halp_worker.fates import Reason, Rejected, Retryable
+from halp_worker.fates import HostPart, Reason, Rejected, Retryable
 from halp_worker.model.download import download
 
 MAX_FILE_BYTES: Final = 256 << 20
@@ -119,9 +120,12 @@ class ImageReader:
                 raise Retryable(
                     Reason.IMAGE_UNAVAILABLE,
                     f"the image root is gone: {self._root}: is its disk mounted? ({shown})",
+                    HostPart.IMAGES,
                 ) from None
             raise Rejected(
-                Reason.IMAGE_MISSING, f"image not found: {shown} (looked under {self._root})"
+                Reason.IMAGE_MISSING,
+                f"image not found: {shown} (looked under {self._root})",
+                HostPart.IMAGES,
             ) from None
         except MemoryError:
             raise _no_memory(image) from None
@@ -130,10 +134,13 @@ class ImageReader:
                 raise Retryable(
                     Reason.IMAGE_UNAVAILABLE,
                     f"image cannot be read now: {shown}: {in_short(str(error))}",
+                    HostPart.IMAGES,
                 ) from None
             # ValueError: a NUL in the name; RuntimeError: a loop of symbolic links.
             raise Rejected(
-                Reason.IMAGE_UNREADABLE, f"image cannot be read: {shown}: {in_short(str(error))}"
+                Reason.IMAGE_UNREADABLE,
+                f"image cannot be read: {shown}: {in_short(str(error))}",
+                HostPart.IMAGES if isinstance(error, PermissionError) else None,
             ) from None
 
     def _open(self, below: Path) -> int:
@@ -159,6 +166,7 @@ class ImageReader:
                 Reason.URL_REFUSED,
                 "image is a URL, and this worker was started without --allow-urls: "
                 f"{in_short(url)}",
+                HostPart.NETWORK,
             )
         try:
             return download(url, MAX_FILE_BYTES)
@@ -168,7 +176,9 @@ class ImageReader:
 
 def _no_memory(image: str) -> Retryable:
     return Retryable(
-        Reason.IMAGE_UNAVAILABLE, f"this host has no memory for the image now: {in_short(image)}"
+        Reason.IMAGE_UNAVAILABLE,
+        f"this host has no memory for the image now: {in_short(image)}",
+        HostPart.IMAGES,
     )
 
 
