@@ -55,7 +55,7 @@ def test_harmed_texts_integers_and_scores_are_errors_too(segment, harm, column):
     [
         (b'{"zarr_format": 3, "node', "Unterminated|Expecting"),
         (b"[]", "expected the metadata of a Zarr group"),
-        (b'{"attributes": {"layout_version": 7}}', "layout version: expected 2, got 7"),
+        (b'{"attributes": {"layout_version": 7}}', "layout version: expected 3, got 7"),
         (b'{"attributes": {"layout_version": 1}}', "expected attributes nonce, question_ids"),
         (b"\xff\xfe\xfd", "decode"),
     ],

@@ -316,7 +316,7 @@ def test_a_generation_under_another_number_is_refused(path):
     assert "expected generation 7, got 1" in problem.sentence
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 4, "1", None, 1.5])
 @pytest.mark.parametrize("place", ["root", "segment", "generation"])
 def test_another_layout_version_is_refused_by_name(path, open_writer, good, place, version):
     """In the root, in a segment and in a generation: which one, what was expected and what got."""
@@ -327,7 +327,7 @@ def test_another_layout_version_is_refused_by_name(path, open_writer, good, plac
     change = {"layout_version": version}
     _edit(folder / "zarr.json", lambda document: document["attributes"].update(change))
     error = LayoutVersionError if place == "root" else DamagedSegment
-    said = f"layout version: expected 2, got {version!r}"
+    said = f"layout version: expected 3, got {version!r}"
     for use in (open_store, open_writer):
         with pytest.raises(error, match=re.escape(said)) as caught:
             use(path)
