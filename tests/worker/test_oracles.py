@@ -96,7 +96,7 @@ def test_bfloat16_batched_is_about_as_close_to_float32_as_bfloat16_single(bench,
         batched_error = np.linalg.norm(batched[name] - expected)
         single_error = np.linalg.norm(single - expected)
         assert single_error > 0, name
-        assert batched_error <= 1.5 * single_error, name
+        assert_within(batched_error, 1.5 * single_error, name)
 
 
 @each_shape
