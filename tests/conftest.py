@@ -25,7 +25,28 @@ from typing import Any
 import pytest
 import redis
 
+sys.path.insert(0, str(Path(__file__).parent))  # tests import `tolerance` by name
+
+from tolerance import LARGEST_SHARES
+
+# A shell that starts us with `&`, `nohup` and some runners of CI have SIGINT ignored. Programs
+# inherit that, and would never see the SIGINT that tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 DEBIAN_SERVER = shutil.which("redis-server")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--margins", action="store_true", help="show how much of their bounds numeric tests used up"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.getoption("--margins"):
+        terminalreporter.section("largest distance / bound")
+        for file, share in sorted(LARGEST_SHARES.items()):
+            terminalreporter.write_line(f"{share:6.1%}  {file}")
 
 
 def _free_port() -> int:

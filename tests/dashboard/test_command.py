@@ -13,6 +13,7 @@ from halp_store.errors import StoreError
 from halp_worker.cli import app
 from halp_worker.dashboard.serving import DashboardSettings, served
 from halp_worker.fates import FatalError
+from processes import Process
 
 from .conftest import NO_SERVER, write_rows
 
@@ -35,7 +36,7 @@ def served_with(tmp_path, **changes):
 def test_a_signal_ends_it_at_once_with_code_0(tmp_path, how):
     """Also while a browser keeps its connection, and with nothing said."""
     write_rows(tmp_path / "s.zarr", [{"question_id": "q1"}])
-    with subprocess.Popen(
+    with Process(
         [
             *(sys.executable, "-m", "halp_worker", "dashboard", "--redis-url", NO_SERVER),
             *("--store", tmp_path / "s.zarr", "--port", "0"),

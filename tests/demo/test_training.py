@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from tolerance import apart, assert_within, relative, rounding
+
 pytestmark = pytest.mark.slow
 
 
@@ -46,6 +48,9 @@ def test_a_packed_question_is_computed_as_if_it_stood_alone(fresh):
 
     model, processor = fresh
     posed, batch = pack(model, processor)
+    text, vision = model.config.get_text_config(), model.config.vision_config
+    layers = text.num_hidden_layers + vision.depth + 3
+    bound = rounding(layers, max(text.intermediate_size, 4 * vision.hidden_size))
     with torch.no_grad():
         states = residual_stream(model, batch, image_tokens(model, batch))
         packed = iter(answer_scores(model, states[-1], batch)[:, 0])
@@ -58,7 +63,7 @@ def test_a_packed_question_is_computed_as_if_it_stood_alone(fresh):
                 )
                 inputs = processor(text=[chat], images=[picture], return_tensors="pt")
                 alone = model(**inputs).logits[0, -1]
-                torch.testing.assert_close(next(packed), alone, atol=1e-5, rtol=0)
+                assert_within(relative(next(packed), alone), bound)
     assert next(packed, None) is None
 
 
@@ -71,8 +76,13 @@ def test_both_frames_in_one_matrix_equal_the_librarys_convolution(fresh):
     model, processor = fresh
     _, batch = pack(model, processor)
     library = model.model.visual.patch_embed
-    folded = SingleFrameEmbedding(library)(batch.pixel_values)
-    torch.testing.assert_close(folded, library(batch.pixel_values), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        folded = SingleFrameEmbedding(library)(batch.pixel_values)
+        expected = library(batch.pixel_values)
+    weight = library.proj.weight.detach().flatten(1)
+    # The products may cancel: what they err by follows their own size.
+    size = batch.pixel_values.norm(dim=1).max() * weight.norm(dim=1).max()
+    assert_within(apart(folded, expected) / float(size), rounding(2, weight.shape[1]))
 
 
 def test_a_head_first_looks_most_at_the_patch_next_door(fresh):

@@ -14,7 +14,7 @@ from halp_producer import RunKeys
 from halp_producer.results import Fate, read_results
 from halp_store import open_store
 
-from .test_main_job import Commands, finish
+from .test_main_job import NEVER_FLUSHED, Commands, finish
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def test_jobs_with_images_inside_outlive_their_files_and_a_worker(
     wait_until(lambda: client.xlen(keys.jobs) == len(expected), 100)
     shutil.rmtree(root)
 
-    dies = commands.worker("--batch-size", "2", "--lease-seconds", "2")
+    dies = commands.worker(*NEVER_FLUSHED, "--lease-seconds", "2", until_empty=False)
     wait_until(lambda: commands_in_flight(client, keys), 200)
     dies.kill()
     dies.communicate()

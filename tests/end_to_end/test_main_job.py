@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import psutil
 import pytest
 
 from halp_producer import RunKeys
 from halp_store import open_store
+from tolerance import assert_within, relative, rounding
 
 pytestmark = pytest.mark.slow
 
@@ -56,22 +56,23 @@ class Commands:
         assert done.returncode == 0, done.stderr
         return done
 
+    def enqueue_many(self, count):
+        """Questions on one image, more of them than a test lets a worker do."""
+        path = self.store.with_name("many.jsonl")
+        fields = {"image": "coffee.png", "question": "What is it?", "ground_truth": ""}
+        lines = [json.dumps({"question_id": f"q{number}", **fields}) for number in range(count)]
+        path.write_text("\n".join(lines))
+        done = self.producer("enqueue", str(path), "--image-root", str(self.scene / "images"))
+        assert done.returncode == 0, done.stderr
+
     def status(self):
         return json.loads(self.producer("status", "--json").stdout)
 
-    def worker(self, *options, launcher=(), device="cpu"):
+    def worker(self, *options, launcher=(), device="cpu", until_empty=True):
         return subprocess.Popen(
             [
-                *(
-                    sys.executable,
-                    "-m",
-                    *launcher,
-                    "halp_worker",
-                    "run",
-                    "--until-empty",
-                    "--device",
-                    device,
-                ),
+                *(sys.executable, "-m", *launcher, "halp_worker", "run", "--device", device),
+                *["--until-empty"] * until_empty,
                 *("--store", str(self.store), "--model", str(self.scene / "checkpoint")),
                 *("--image-root", str(self.scene / "images"), "--redis-url", self.url),
                 *("--run", self.run, "--dtype", "float32", "--max-new-tokens", "6"),
@@ -82,6 +83,10 @@ class Commands:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
+
+
+NEVER_FLUSHED = ("--batch-size", "2", "--flush-rows", "1000", "--flush-seconds", "600")
+"""What such a worker extracts stays in flight, however fast it is."""
 
 
 def finish(worker):
@@ -125,6 +130,7 @@ def assert_equal_to_direct_extraction(store, scene):
     assert sorted(store) == sorted(records)
     assert store.contradictions == ()
     expected = extracted_directly(scene, list(records)[::4])
+    bound = rounding(28 + 4 + 3, 128)  # layers of decoder and encoder, and the longest sum
     for question_id, row in expected.items():
         record = store[question_id]
         assert record.question_text == records[question_id]["question"]
@@ -133,8 +139,7 @@ def assert_equal_to_direct_extraction(store, scene):
         assert record.answer == row.text["answer"][0]
         for name, values in row.vectors.items():
             got, wanted = record.arrays[name], values[0]
-            distance = np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
-            assert distance.max() < 1e-5, (question_id, name)
+            assert_within(relative(got, wanted), bound, question_id, name)
         for position, index in record.positions.items():
             assert index == row.integers[f"{position}_position"][0]
 
@@ -154,8 +159,9 @@ def test_two_processes_with_half_of_every_layer_are_one_worker(commands, scene):
 def test_a_stop_reaches_the_rank_that_has_the_queue_and_spares_the_others(
     commands, scene, wait_until
 ):
-    """SIGTERM to `torchrun`, which sends it to every rank: the batch in hand is stored."""
-    commands.enqueue()
+    """SIGTERM to `torchrun`, which sends it to every rank: the batch in hand is stored, and the
+    others, which would take minutes, are given back."""
+    commands.enqueue_many(2000)
     one = commands.worker(
         "--batch-size", "1", "--flush-rows", "1", launcher=TORCHRUN, device="auto"
     )
@@ -164,14 +170,14 @@ def test_a_stop_reaches_the_rank_that_has_the_queue_and_spares_the_others(
     _, errors = one.communicate(timeout=60)
     status = commands.status()
     assert status["in_flight"] == 0, errors
-    assert status["done"] == len(open_store(commands.store)) < len(dataset(scene)), errors
+    assert status["done"] == len(open_store(commands.store)) < 2000, errors
 
 
 def test_a_rank_that_dies_ends_its_worker_and_loses_nothing(commands, scene, wait_until):
     """SIGKILL to the process that only helps: the others end too, and another worker goes on."""
     commands.enqueue()
     options = ("--batch-size", "1", "--flush-rows", "1", "--lease-seconds", "2")
-    doomed = commands.worker(*options, launcher=TORCHRUN, device="auto")
+    doomed = commands.worker(*options, launcher=TORCHRUN, device="auto", until_empty=False)
     wait_until(lambda: commands.status()["done"] >= 1, seconds=120)
     for process in psutil.Process(doomed.pid).children(recursive=True):
         if process.environ().get("RANK") == "1":
@@ -214,7 +220,7 @@ def extracted_directly(scene, question_ids):
 def test_a_killed_workers_jobs_are_finished_by_the_other(commands, scene, wait_until):
     """SIGKILL with jobs in its hands: each id is stored once, by the one that is left."""
     commands.enqueue()
-    doomed = commands.worker("--batch-size", "2", "--flush-rows", "1000", "--flush-seconds", "600")
+    doomed = commands.worker(*NEVER_FLUSHED, until_empty=False)
     wait_until(lambda: commands.status()["in_flight"] >= 4, seconds=120)
     doomed.send_signal(signal.SIGKILL)
     doomed.communicate()
@@ -267,8 +273,9 @@ def test_a_worker_with_another_configuration_is_refused(commands, scene):
 def test_a_term_signal_commits_the_batch_in_hand(commands, wait_until):
     """The worker leaves with exit code 0, and what it finished is stored and acknowledged."""
     commands.enqueue()
-    worker = commands.worker("--batch-size", "2", "--flush-rows", "1000", "--flush-seconds", "600")
-    wait_until(lambda: commands.status()["in_flight"] >= 4, seconds=120)
+    worker = commands.worker(*NEVER_FLUSHED, until_empty=False)
+    # It fetches more than three batches only once it has extracted.
+    wait_until(lambda: commands.status()["in_flight"] > 6, seconds=120)
     worker.send_signal(signal.SIGTERM)
     finish(worker)
     status = commands.status()

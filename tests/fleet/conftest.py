@@ -12,7 +12,13 @@ import redis
 
 sys.path.insert(0, str(Path(__file__).parent))  # the worker processes import `stand_in` by name
 
-from fleet import Fleet
+from fleet import Fleet, Gate
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """Closed."""
+    return Gate(tmp_path / "gate")
 
 
 @pytest.fixture

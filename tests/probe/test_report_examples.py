@@ -14,6 +14,7 @@ from halp_probe.report.highlights import highlights_of
 from halp_probe.report.pictures import Pictures
 from halp_probe.results import Group, Interval
 from halp_store.reader import open_store
+from tolerance import assert_within, rounding
 
 from .report_evaluation import NOTHING, make_evaluation, make_verdicts, write_store
 
@@ -60,7 +61,7 @@ def test_an_example_has_the_texts_of_its_row_and_the_rule_of_its_label(evaluatio
             assert one.question == store[one.question_id].question_text
             assert one.truth == store[one.question_id].ground_truth
             assert one.rule == verdicts[one.question_id].rule
-            assert one.risk == pytest.approx(mean[row], abs=1e-6)
+            assert_within(abs(one.risk - mean[row]), rounding(1, len(entry.risk)))
             assert one.above == pytest.approx((mean < mean[row]).mean())
             assert one.picture.jpeg
 

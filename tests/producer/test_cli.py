@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from halp_producer import __version__, ask_cli, cli, failed_cli
 from halp_producer.job import decode
 from halp_producer.keys import RunKeys
+from processes import Process
 
 COMMAND = [sys.executable, "-m", "halp_producer"]
 NO_SERVER = "redis://127.0.0.1:1/0"
@@ -247,7 +248,8 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(server, client, run, tmp
     path = tmp_path / "d.jsonl"
     path.write_text("".join(row(f"q{number}") for number in range(count)))
     command = [*COMMAND, "enqueue", str(path), "--run", run, "--redis-url", server.url, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    held = [*command, "--max-backlog", "9000"]  # it waits there, if it is not killed before
+    with Process(held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         while client.xlen(keys.jobs) < 1000:
             assert first.poll() is None
             time.sleep(0.001)
@@ -266,9 +268,7 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(server, client, run, tmp
 def test_an_interrupt_says_that_the_same_command_goes_on(server, run, good):
     """Ctrl-C while waiting: exit 130 and one sentence, no traceback."""
     command = [*COMMAND, "enqueue", str(good), "--run", run, "--redis-url", server.url]
-    with subprocess.Popen(
-        [*command, "--max-backlog", "3"], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with Process([*command, "--max-backlog", "3"], stderr=subprocess.PIPE, text=True) as process:
         assert "--max-backlog 3" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()

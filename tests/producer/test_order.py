@@ -30,6 +30,7 @@ from halp_producer.lines import Lines
 from halp_producer.order import GroupBy, Order
 from halp_producer.problem import DatasetError
 from halp_producer.scratch import ScratchError, scratch_database
+from processes import Process
 
 FORMATS = ["d.jsonl", "d.csv", "d.jsonl.gz", "d.csv.gz"]
 COLUMNS = ["question_id", "image", "question", "answer"]
@@ -215,7 +216,8 @@ def test_a_kill_in_the_middle_loses_and_doubles_nothing(server, client, run, tmp
     written(path, text(".jsonl", [fields(one, image=one.split("-")[0]) for one in names]))
     command = [*(sys.executable, "-m", "halp_producer"), "enqueue", str(path), "--json"]
     command += ["--run", run, "--redis-url", server.url]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    held = [*command, "--max-backlog", "9000"]  # it waits there, if it is not killed before
+    with Process(held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         while client.xlen(keys.jobs) < 1000:
             assert first.poll() is None
             time.sleep(0.001)

@@ -14,6 +14,7 @@ import trustme
 
 from halp_producer import server as server_module
 from halp_producer.server import ServerError, connect, connect_exact
+from processes import Process
 
 SECRET = "s3cret"
 
@@ -55,7 +56,7 @@ def tls(server, tmp_path, wait_until) -> Iterator[TlsServer]:
         *("--tls-ca-cert-file", str(files["ca"]), "--tls-auth-clients", "no"),
         *("--requirepass", SECRET, "--save", "", "--dir", str(tmp_path)),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with Process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
             wait_until(lambda: process.poll() is not None or listens(port))
             if process.poll() is not None:
@@ -65,7 +66,7 @@ def tls(server, tmp_path, wait_until) -> Iterator[TlsServer]:
                 pytest.skip(f"{Path(server.binary).name} was built without TLS")
             yield TlsServer(plain, port, files["ca"], files["other"])
         finally:
-            process.terminate()
+            process.kill()
 
 
 def listens(port: int) -> bool:

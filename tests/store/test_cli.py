@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from halp_store.cli import app
 from halp_store.terminal import size
+from tolerance import assert_within, relative, rounding
 
 HOSTILE = "\x1b[31mred\nfinish reason  stop\x9b2J 赤い"
 
@@ -96,7 +97,7 @@ def test_get_prints_one_row(path, make_rows):
     assert row["metadata"] == {"difficulty": 3}
     assert row["arrays"]["query_token"]["shape"] == [2, 8]
     norms = np.linalg.norm(features.vectors["query_token"][0], axis=-1)
-    np.testing.assert_allclose(row["arrays"]["query_token"]["norms"], norms, rtol=1e-6)
+    assert_within(relative(row["arrays"]["query_token"]["norms"], norms), rounding(1, 8))
     table = _run("get", path, "q [b]1[/b]")
     assert table.exit_code == 0
     for shown in ("q [b]1[/b]", features.text["ground_truth"][0], row["image"], row["segment"]):

@@ -14,6 +14,7 @@ from halp_store.compaction import compact
 from halp_store.errors import DamagedSegment
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
+from processes import Process
 
 
 @pytest.fixture
@@ -148,9 +149,8 @@ def test_damage_comes_out(tmp_path, commit):
 
 
 WAITING = """
-import signal, sys
+import sys
 from halp_store import open_store
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
 store = open_store(sys.argv[1])
 try:
     print("waits", flush=True)
@@ -164,7 +164,7 @@ def test_it_can_be_interrupted(tmp_path, commit):
     """SIGINT ends a long pause at once; in a process whose signals nobody else takes."""
     commit("a")
     command = [sys.executable, "-c", WAITING, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+    with Process(command, stdout=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout.readline() == "waits\n"
         waiting.send_signal(signal.SIGINT)
         said, _ = waiting.communicate(timeout=30)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import redis
 from halp_producer import Job, RunKeys
 from halp_producer import server as server_module
 from halp_producer.enqueue import enqueue_jobs
+from tolerance import rounding
 
 
 def make_job(number: int, **changes: Any) -> Job:
@@ -176,6 +178,13 @@ def random_probe(layout: Any, names: str, hidden: tuple[int, ...] = (), seed: in
     return Probe(parts, network, identity_of(layout), {"auroc": 0.5})
 
 
+def probe_bound(probe: Any) -> float:
+    """For risks of the same states: standardised, multiplied, squeezed between 0 and 1. What the
+    logit errs by, relative to its size, is more than the risk errs by."""
+    weights = probe.network.weights
+    return rounding(len(weights) + 2, max(max(one.shape) for one in weights))
+
+
 @dataclass(frozen=True)
 class Bench:
     """A loaded model with all it takes to run samples through it, and an oracle beside it.
@@ -189,6 +198,35 @@ class Bench:
     inputs: Any
     extractor: Any
     plain: Any
+    _largest_logit: list[float] = field(default_factory=list)
+
+    @property
+    def vision_bound(self) -> float:
+        """For what the vision encoder gives, its merger included; relative, in float32."""
+        vision = self.loaded.model.config.vision_config
+        merged = vision.hidden_size * vision.spatial_merge_size**2
+        patch = vision.patch_size**2 * vision.temporal_patch_size * vision.in_channels
+        return rounding(vision.depth + 2, max(merged, patch, vision.intermediate_size))
+
+    def bound(self, layer: int | None = None, more: int = 0) -> float:
+        """For states of a layer (of any, without one), and `more` products that follow."""
+        text = self.loaded.model.config.get_text_config()
+        layers = self.loaded.n_layers if layer is None else layer + 1
+        width = max(text.hidden_size, text.intermediate_size)
+        decoder = rounding(layers + 1 + more, width)
+        return math.hypot(self.vision_bound, decoder)
+
+    @property
+    def score_bound(self) -> float:
+        """For entropies and log-probabilities, in nats: they move by no more than the logits do,
+        and those by the bound of the states times their own size."""
+        if not self._largest_logit:
+            import torch
+
+            with torch.inference_mode():
+                logits = self.plain(**self.plain_inputs(self.samples())).logits[:, -1]
+            self._largest_logit.append(float(logits.abs().max()))
+        return self.bound() * max(1.0, self._largest_logit[0])
 
     def samples(self, questions: tuple[Question, ...] = QUESTIONS) -> list[Any]:
         return [self.inputs.prepare(question.job()) for question in questions]

@@ -15,6 +15,7 @@ import redis
 from halp_producer.keys import gpu_lease
 from halp_worker.devices import Gpu, list_gpus, resolve_device, take_gpu
 from halp_worker.fates import FatalError
+from processes import Process
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_the_lease_of_a_killed_worker_runs_out(server, client, gpus, take):
         " gpus=[Gpu(0, sys.argv[2])], lease_seconds=1, patience_seconds=0)\n"
         "with lease: print(lease.device, flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
+    with Process(
         [sys.executable, "-c", code, server.url, gpus[0].uuid],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ import torch
 from halp_worker.fates import FatalError
 from halp_worker.model.capture import PassCapture
 from halp_worker.model.extractor import Extractor
+from tolerance import assert_within, relative
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +82,7 @@ def test_mistake_dropped_batch_axis(bench):
     states = bench.extract(bench.samples()).features.vectors["query_token"]
     assert states.shape[0] == 4
     for row in range(1, 4):
-        assert not np.allclose(states[0], states[row])
+        assert relative(states[0], states[row]) > 1000 * bench.bound()
 
 
 def test_mistake_tuple_output_of_older_layers(bench):
@@ -109,8 +110,8 @@ def test_mistake_vision_token_sees_the_question(bench):
     )
     rows = bench.extract(samples).features.vectors
     shared, asked = rows["vision_token"], rows["query_token"]
-    assert np.allclose(shared[0], shared[1], rtol=0, atol=1e-5 * np.abs(shared).max())
-    assert not np.allclose(asked[0], asked[1])
+    assert_within(relative(shared[0], shared[1]), bench.bound())
+    assert relative(asked[0], asked[1]) > 1000 * bench.bound()
 
 
 def test_mistake_vision_encoder_runs_more_than_once(bench, counted):

@@ -19,6 +19,7 @@ from halp_worker.model.passes import (
 )
 from halp_worker.model.plan import plan_chunks
 from halp_worker.model.segments import Segments, attend
+from tolerance import assert_within, relative, rounding
 
 HEADS, KV_HEADS, SIZE = 6, 2, 8
 
@@ -39,6 +40,13 @@ def plain_attention(query, key, value, *, causal):
     return torch.einsum("htc,chd->thd", scores.softmax(-1), value)
 
 
+def assert_same_rows(got, expected):
+    """But for rounding: of two products and a softmax, over at most twenty keys. What is absolute
+    in its scores, which reach 5, is relative in its weights."""
+    assert got.shape == expected.shape
+    assert_within(relative(got.flatten(-2), expected.flatten(-2)), 5 * rounding(3, 20))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [3, 7, 1, 7, 2]])
 def test_attention_stays_inside_each_segment(lengths, causal):
@@ -52,7 +60,7 @@ def test_attention_stays_inside_each_segment(lengths, causal):
     got = attend(query, key, value, Segments(lengths), causal=causal)
     parts = (torch.split(one, lengths) for one in (query, key, value))
     expected = [plain_attention(*one, causal=causal) for one in zip(*parts, strict=True)]
-    torch.testing.assert_close(got, torch.cat(expected))
+    assert_same_rows(got, torch.cat(expected))
 
 
 lengths_of = st.lists(st.integers(1, 6), min_size=1, max_size=4)
@@ -90,7 +98,7 @@ def test_questions_and_answers_see_their_own_prompt_alone(prefixes, questions, a
     expected = [
         plain_attention(own_parts[0][row], *seen[row], causal=True) for row in range(len(own))
     ]
-    torch.testing.assert_close(got, torch.cat(expected))
+    assert_same_rows(got, torch.cat(expected))
 
     kept = data.draw(st.lists(st.sampled_from(range(len(own))), min_size=1, unique=True))
     rows.keep([ahead + row for row in kept])
@@ -108,9 +116,9 @@ def test_questions_and_answers_see_their_own_prompt_alone(prefixes, questions, a
         expected = torch.stack(
             [plain_attention(query[row], *seen[row], causal=True) for row in range(len(kept))]
         )
-        torch.testing.assert_close(plan.attend(0, query, key, value), expected)
+        assert_same_rows(plan.attend(0, query, key, value), expected)
         static.begin()
-        torch.testing.assert_close(static.attend(0, query, key, value), expected)
+        assert_same_rows(static.attend(0, query, key, value), expected)
         plan.column += 1
         column += 1
 
