@@ -168,7 +168,7 @@ def test_an_open_reader_says_that_its_store_was_exchanged(tmp_path, fill, open_w
     ):
         with pytest.raises(StoreGone) as caught:
             asking()
-        assert "or delete" not in str(caught.value)
+        assert "or delete segments" not in str(caught.value)
 
 
 def test_a_store_without_the_generation_that_stands_for_pruned_segments_is_an_error(

@@ -393,7 +393,6 @@ def test_the_layout_of_other_stores_is_what_it_was(layout, plain):
     """Nothing is added to the root's attributes, and nothing is unknown."""
     assert list(layout.to_json()) == [*plain.to_json(), "scores"]
     assert list(plain.to_json()) == [
-        "layout_version",
         "layers",
         "positions",
         "hidden_size",

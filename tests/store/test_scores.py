@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from halp_store.cli import app
 from halp_store.compaction import compact
-from halp_store.errors import DamagedSegment
+from halp_store.errors import DamagedSegment, ForeignSegment
 from halp_store.exchange.export import Format, export_store
 from halp_store.exchange.selection import Selection, SelectionError
 from halp_store.features import RowKey
@@ -52,12 +52,17 @@ def _attributes(document):
 
 
 def test_a_store_is_of_one_version_as_a_whole(path, of):
-    """Root, segments and generations say 2 with scores; without, 1, and nothing of scores."""
+    """Root, segments and generations carry one stamp; without scores nothing is said of them."""
     documents = [path / "zarr.json", *path.glob("segments/*/zarr.json")]
     documents += path.glob("compacted/[0-9]*/zarr.json")
     found = [_attributes(one) for one in documents]
     found = [one for one in found if not one.get("tombstone")]
-    assert {one["layout_version"] for one in found} == {2 if of.scores else 1}
+    stamps = {
+        tuple(attributes[name] for name in ("layout_version", "store_id", "fingerprint_digest"))
+        for attributes in found
+    }
+    assert len(stamps) == 1
+    assert stamps.pop()[0] == 3
     assert ("scores" in found[0]) is bool(of.scores)
     arrays = {one.parent.name for one in path.glob("*/*/*/zarr.json")}
     assert {name for name in arrays if name in {"risk", "mean_logprob", "first_token_entropy"}} == {
@@ -197,7 +202,7 @@ def test_a_segment_of_another_version_is_damage_and_never_a_made_up_score(
 
 
 @pytest.mark.parametrize("is_older", [True, False])
-def test_a_generation_of_another_version_than_the_root_is_found(
+def test_a_generation_of_another_store_than_the_root_is_found(
     tmp_path, open_writer, make_rows, layout, plain, is_older
 ):
     """Somebody has put another root over it."""
@@ -210,30 +215,29 @@ def test_a_generation_of_another_version_than_the_root_is_found(
     open_writer(tmp_path / "other", theirs)
     (tmp_path / "s" / "zarr.json").write_bytes((tmp_path / "other" / "zarr.json").read_bytes())
     found = verify_store(tmp_path / "s").problems
-    assert {(one.kind, one.segment) for one in found} == {(ProblemKind.DAMAGED, "compacted/000001")}
-    sentences = "\n".join(one.sentence for one in found)
-    assert "is not as it was written: attributes" in sentences
-    assert "other arrays than expected: first_token_entropy, mean_logprob, risk" in sentences
+    assert [(one.kind, one.segment) for one in found] == [(ProblemKind.FOREIGN, "compacted/000001")]
+    with pytest.raises(ForeignSegment, match="store_id"):
+        open_store(tmp_path / "s")
 
 
-def test_nothing_but_score_columns_is_between_the_versions(
+def test_nothing_but_score_columns_is_between_stores_with_scores_and_without(
     tmp_path, open_writer, make_rows, layout, plain
 ):
     """The same rows with and without scores: each other file of a segment has the same bytes."""
     segments = {}
     for of in (layout, plain):
-        path = tmp_path / str(of.version)
+        path = tmp_path / str(bool(of.scores))
         writer = open_writer(path, of)
         rows = make_rows(["a", "b"])
         writer.append(dataclasses.replace(rows, layout=of, scores=rows.scores if of.scores else {}))
         folder = path / "segments" / writer.flush().segment
-        segments[of.version] = {
+        segments[bool(of.scores)] = {
             str(one.relative_to(folder)): one.read_bytes()
             for one in folder.rglob("*")
             if one.is_file() and one.parent != folder
         }
-    more = {name for name in segments[2] if name.partition("/")[0] in layout.scores}
-    assert {name: segments[2][name] for name in segments[2].keys() - more} == segments[1]
+    more = {name for name in segments[True] if name.partition("/")[0] in layout.scores}
+    assert {name: segments[True][name] for name in segments[True].keys() - more} == segments[False]
     assert len(more) == 2 * len(layout.scores)
 
 

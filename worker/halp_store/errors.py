@@ -82,8 +82,8 @@ class DamagedSegment(StoreError):
         if is_generation(segment):
             kind, path = "generation", segment
             instead = (
-                f"or delete {path} and segments/.pruned and compact again, which takes the "
-                "segments it was made of: those that were pruned have to be enqueued again"
+                f"or delete {path} and compact again, which takes the segments it was made of: "
+                "those that were pruned have to be enqueued again (delete segments/.pruned, too)"
             )
         else:
             kind, path = "segment", _path(segment)

@@ -89,6 +89,7 @@ def inspect_generation(
     Memory: a few chunks for each of the storage's threads, and about 150 bytes a row.
     """
     try:
+        root.check_stamp(storage.where, generation.name, generation.stamp)
         group = PublishedGroup(storage, generation.name, None)
         # Before anything is counted along its rows: they are only a number in a zarr.json.
         next(group.stored_keys("question_id", (generation.rows,)), None)

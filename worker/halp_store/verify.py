@@ -181,6 +181,8 @@ class _Verifier:
     def _unfinished(self, number: int) -> None:
         """A generation after the newest one that can be read: damaged, being written, or lost."""
         name = generation_name(number)
+        if name in {problem.segment for problem in self._problems}:
+            return
         if self._storage.read(f"{name}/{METADATA}"):
             return  # damaged, which is a problem already, or published since
         if self._storage.read(plan_key(number)):
