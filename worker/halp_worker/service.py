@@ -181,9 +181,12 @@ class Service:
         is_stored = self._writer.lookup(delivery.key) == "stored"
         return not is_stored and self._retries.is_last(delivery.attempts)
 
-    def _not_stored(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+    def _not_stored(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """The jobs to compute. What is stored already is acknowledged, what conflicts failed."""
         new, stored = [], []
+        if any(self._writer.lookup(one.key) in {"stored", "conflict"} for one in deliveries):
+            # Rows that were deleted since, so that this may be computed again?
+            self._writer.refresh_deletions()
         for delivery in deliveries:
             match self._writer.lookup(delivery.key):
                 case "new":
