@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import pickle
+import signal
 
 import pytest
 from typer.testing import CliRunner
@@ -27,6 +29,7 @@ from halp_store.root import Root, read_root, root_document
 from halp_store.verify import verify_store
 
 from .conftest import assert_columns
+from .dying import DyingStorage
 
 IDS = [f"q{number}" for number in range(12)]
 GONE = ["q1", "q7"]
@@ -185,7 +188,7 @@ def test_an_older_view_reads_on_until_the_bytes_are_gone(path):
     """Records too, also in another process; then the error says that it was deleted."""
     disk, store = LocalStorage(path), open_store(path)
     view = store[["q1", "q2"]]
-    copy = pickle.loads(pickle.dumps(view))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(view))  # noqa: S301 - our own bytes
     delete_rows(disk, ["q1"])
     store.refresh()
     assert "q1" not in store
@@ -252,6 +255,20 @@ class _Failing(LocalStorage):
             raise StoreUnavailable(self.where, "write", OSError(5, "broken"), "look")
         self.left -= 1
         return answer
+
+
+def test_killed_at_any_change_the_same_command_goes_on(tmp_path, fill, fork, monkeypatch):
+    """Before or after each of them: each id is there or deleted, and the rest follows."""
+    monkeypatch.setattr(module, "_IDS_A_FILE", 2)
+    for point in range(6):
+        path = tmp_path / str(point)
+        fill(path, IDS, rows=4)
+        child = fork(lambda path=path, point=point: delete_rows(DyingStorage(path, point), IDS[:4]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        left = 12 - 2 * min(2, (point + 1) // 2)
+        assert len(open_store(path)) == left
+        assert len(delete_rows(LocalStorage(path), IDS[:4]).before) == 12 - left
+        assert _ids(path) == sorted(IDS[4:])
 
 
 @pytest.mark.parametrize("after", [False, True])
