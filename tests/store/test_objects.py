@@ -22,6 +22,7 @@ from halp_store import objects
 from halp_store.address import BucketAddress
 from halp_store.bucket import Patience, open_bucket
 from halp_store.compaction import compact
+from halp_store.delete import delete_rows
 from halp_store.errors import StoreError, StoreGone, StoreUnavailable
 from halp_store.fence import fence_segment, is_fenced
 from halp_store.local import LocalStorage
@@ -591,3 +592,21 @@ def test_a_store_is_not_found_where_there_is_none(url):
     """The same sentence as for a folder."""
     with pytest.raises(StoreError, match="not a store"):
         open_store(url)
+
+
+def test_rows_of_a_bucket_can_be_deleted_and_stored_again(url, open_writer, make_rows):
+    """At once for an open reader; their objects go with a prune."""
+    bucket, writer = ObjectStorage(url), open_writer(url)
+    writer.append(make_rows(["a", "b"]))
+    writer.flush()
+    store = open_store(url)
+    assert delete_rows(bucket, ["a"]).deleted == ("a",)
+    store.refresh()
+    assert list(store) == ["b"]
+    assert compact(bucket).deleted == 1
+    prune(bucket, grace_seconds=0)
+    writer.append(make_rows(["a"], "other"))
+    assert writer.flush().receipt
+    store.refresh()
+    assert_columns(store[["a"]].read(), make_rows(["a"], "other"))
+    assert verify_store(url).ok

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from halp_store import cli_compact, cli_export, cli_get, cli_plot, cli_rows, cli_verify
+from halp_store import cli_compact, cli_delete, cli_export, cli_get, cli_plot, cli_rows, cli_verify
 from halp_store.console import AsJson, StorePath, guarded
 from halp_store.opening import opened
 from halp_store.terminal import fields, json_text, printable, size
@@ -54,6 +54,8 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
         typer.echo(json_text(facts, indent=2))
         return
     hint = facts.pop("hint")
+    if not facts["rows_deleted"]:
+        del facts["rows_deleted"]
     typer.echo("\n".join(fields({name: _shown(name, value) for name, value in facts.items()})))
     if hint:
         typer.echo(f"next: {hint}")
@@ -64,6 +66,7 @@ app.command(epilog=cli_rows.LS_EXAMPLES)(cli_rows.ls)
 app.command(epilog=cli_rows.QUERY_EXAMPLES)(cli_rows.query)
 app.command(epilog=cli_plot.EXAMPLES)(cli_plot.plot)
 app.command(epilog=cli_compact.EXAMPLES)(cli_compact.compact)
+app.command(epilog=cli_delete.EXAMPLES)(cli_delete.delete)
 app.command(epilog=cli_export.EXPORT_EXAMPLES)(cli_export.export)
 app.command("import", epilog=cli_export.IMPORT_EXAMPLES)(cli_export.import_)
 app.command(epilog=cli_verify.EXAMPLES)(cli_verify.verify)
@@ -75,6 +78,7 @@ def _facts(store: Store) -> dict[str, Any]:
         "store": store.path,
         "model": store.layout.fingerprint.get("model"),
         "rows": len(store),
+        "rows_deleted": store.rows_deleted,
         "generation": store.generation,
         "segments": segments,
         "bytes_on_disk": store.bytes_on_disk(),

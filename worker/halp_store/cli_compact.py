@@ -84,7 +84,7 @@ def compact(
         print_json(
             {
                 "store": store,
-                **asdict(compacted),
+                **_facts(compacted),
                 "prune": None if pruned is None else asdict(pruned),
             }
         )
@@ -92,15 +92,25 @@ def compact(
         typer.echo("\n".join(_lines(store, compacted, pruned)))
 
 
+def _facts(compacted: Compaction) -> dict[str, object]:
+    """deleted: only where there were any."""
+    facts = asdict(compacted)
+    if not compacted.deleted:
+        del facts["deleted"]
+    return facts
+
+
 def _lines(store: str, compacted: Compaction, pruned: Pruning | None) -> Iterator[str]:
     generation, rows = compacted.generation, compacted.rows
     if generation is None:
         yield f"{store}: nothing to compact: no rows are stored yet"
-    elif compacted.segments:
+    elif compacted.segments or compacted.deleted:
         again = ", going on with what an earlier call had begun" if compacted.resumed else ""
         yield f"{store}: {generation}: {rows:,} rows, {compacted.segments:,} segments taken{again}"
     else:
         yield f"{store}: {generation} has all {rows:,} rows already"
+    if compacted.deleted:
+        yield f"{compacted.deleted:,} rows left out: they were deleted"
     if compacted.dropped:
         yield f"{compacted.dropped:,} rows left out: another of the same question stands for them"
     if compacted.contradictions:
@@ -116,7 +126,7 @@ def _lines(store: str, compacted: Compaction, pruned: Pruning | None) -> Iterato
                 f"left for now: {pruned.waiting:,} that were covered too recently; the same "
                 f"command removes them in {pruned.seconds:,.0f} s"
             )
-    elif compacted.segments:
+    elif compacted.segments or compacted.deleted:
         yield f"to remove the segments that it covers: halp-store compact {store} --prune"
     if generation is not None and "://" not in store:
         yield f'next: xarray.open_zarr("{store}/{generation}"), or halp_store.open_store("{store}")'

@@ -219,7 +219,8 @@ def _lines(report: _Report) -> Iterator[str]:
     found = report.verification
     generation = f"generation {found.generation} and " if found.generation else ""
     places = f"{generation}{found.segments:,} segments"
-    yield f"{report.store}: {found.rows:,} rows in {places}, read whole"
+    deleted = f"; {found.deleted:,} of them were deleted" if found.deleted else ""
+    yield f"{report.store}: {found.rows:,} rows in {places}, read whole{deleted}"
     yield _expected_line(report)
     if report.repair:
         yield _repair_line(report.repair, report.grace_seconds)

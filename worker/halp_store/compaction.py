@@ -44,6 +44,7 @@ class Compaction:
     """generation: the newest, now; None if there is nothing to compact. rows: of it. segments: how
     many this call took over. resumed: whether an earlier call had begun it. dropped: rows that
     another row of the same id stood for; contradictions: those ids whose contents differed, sorted.
+    deleted: rows that were left out because they were deleted.
     """
 
     generation: str | None
@@ -52,15 +53,18 @@ class Compaction:
     resumed: bool
     dropped: int
     contradictions: tuple[str, ...]
+    deleted: int = 0
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """number: of the generation to be. base: the one before, or None. segments: sorted."""
+    """number: of the generation to be. base: the one before, or None. segments: sorted. deletions:
+    the files that it honours; what is deleted later is for the next plan."""
 
     number: int
     base: int | None
     segments: tuple[str, ...]
+    deletions: tuple[str, ...]
     resumed: bool
 
 
@@ -82,7 +86,7 @@ def compact(
     root = read_root(storage)
     before = newest_generation(storage, None)
     done = before
-    taken = dropped = 0
+    taken = dropped = deleted = 0
     resumed = False
     contradictions: tuple[str, ...] = ()
     for _ in range(_PLANS_TRIED):
@@ -95,9 +99,10 @@ def compact(
                 resumed,
                 dropped,
                 contradictions,
+                deleted,
             )
         try:
-            order = order_rows(storage, root, plan.number, plan.base, plan.segments)
+            order = order_rows(storage, root, plan.number, plan.base, plan.segments, plan.deletions)
             is_there = _write(storage, root, order, scratch, progress)
         except GoneSegment as error:
             done = _instead_of(storage, plan, done, error)
@@ -107,13 +112,14 @@ def compact(
             continue
         done, resumed = order.generation, resumed or plan.resumed
         taken, dropped = taken + len(plan.segments), dropped + order.dropped
+        deleted += order.deleted
         contradictions = tuple(sorted({*contradictions, *order.contradictions}))
         if not plan.resumed:
             # What was published since is for the next call, or this would never end.
             break
     else:
         raise CompactionFailed(storage.where, _PLANS_TRIED)
-    return Compaction(done.name, done.rows, taken, resumed, dropped, contradictions)
+    return Compaction(done.name, done.rows, taken, resumed, dropped, contradictions, deleted)
 
 
 def _plan(storage: Storage, root: Root, done: Generation | None) -> _Plan | None:
@@ -135,15 +141,21 @@ def _plan(storage: Storage, root: Root, done: Generation | None) -> _Plan | None
     if not resumed:
         index = SegmentIndex(storage, root)
         index.refresh()
-        if not index.segments:
+        # A generation has one row at least: where all were deleted, nothing is written.
+        if not len(index) or not (index.segments or index.rows_deleted):
             return None
-        wanted = {"base": done.number if done else None, "segments": sorted(index.segments)}
+        wanted = {
+            "base": done.number if done else None,
+            "segments": sorted(index.segments),
+            "deletions": index.deletions.names,
+        }
         storage.publish(key, json.dumps(wanted).encode())
     # Ours, or that of another one who was faster.
     found = parse_json(storage.read(key) or b"{}")
     try:
-        return _Plan(number, found["base"], tuple(found["segments"]), resumed)
-    except (KeyError, TypeError) as error:
+        deletions = tuple(found.get("deletions", ()))  # of an earlier release: none
+        return _Plan(number, found["base"], tuple(found["segments"]), deletions, resumed)
+    except (KeyError, TypeError, AttributeError) as error:
         raise DamagedSegment(storage.where, name, None, f"its plan {key} is damaged") from error
 
 

@@ -7,13 +7,14 @@ Every message says what, where, expected, got, and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from halp_store.names import is_generation
+from halp_store.names import DELETIONS, is_generation
 from halp_store.storage import SEGMENTS
 
 _ABSENT: Final = object()
+_NAMED: Final = 5
 
 
 class StoreError(Exception):
@@ -165,14 +166,29 @@ class GenerationMissing(DamagedSegment):
         )
 
 
+class DamagedDeletion(DamagedSegment):
+    """A file below `deleted/` cannot be read, so nobody can say which rows were deleted."""
+
+    def __init__(self, where: str, path: str, what: str) -> None:
+        self.segment, self.array = path, None
+        StoreError.__init__(
+            self,
+            f"{where}: {path} is damaged, so which rows were deleted is unknown: {what}; restore "
+            "it from a copy, or move it out of the store: the rows that it named are back then, "
+            "and can be deleted again",
+        )
+
+
 class ForeignSegment(DamagedSegment):
     """A segment or generation below this root was written for another store or configuration."""
 
     def __init__(self, where: str, segment: str, what: str) -> None:
         self.segment, self.array = segment, None
-        kind, path = (
-            ("generation", segment) if is_generation(segment) else ("segment", _path(segment))
-        )
+        kind, path = "segment", _path(segment)
+        if is_generation(segment):
+            kind, path = "generation", segment
+        elif segment.startswith(f"{DELETIONS}/"):
+            kind, path = "deletion", segment
         StoreError.__init__(
             self,
             f"{where}: {kind} {segment} does not belong to this store: {what}; move {path} out of "
@@ -230,6 +246,30 @@ class UnknownQuestion(StoreError, KeyError):
 
     def __str__(self) -> str:  # KeyError's would be the repr
         return self._text
+
+
+class DeletedQuestion(UnknownQuestion):
+    """The row was deleted, and no other of its id was stored since."""
+
+    def __init__(self, where: str, question_id: str) -> None:
+        self._text = (
+            f"{where}: question {question_id!r} was deleted with `halp-store delete`; enqueue it "
+            "again, under a new --run, to have it extracted again"
+        )
+        StoreError.__init__(self, self._text)
+
+
+class NothingDeleted(StoreError):
+    """Ids that were to be deleted are not in the store, so none was."""
+
+    def __init__(self, where: str, unknown: Sequence[str], asked: int) -> None:
+        self.unknown = tuple(unknown)
+        more = ", ..." if len(unknown) > _NAMED else ""
+        named = ", ".join(map(repr, unknown[:_NAMED]))
+        super().__init__(
+            f"{where}: nothing was deleted: {len(unknown):,} of {asked:,} ids are not in the "
+            f"store: {named}{more}; leave these out, or give the path of another store"
+        )
 
 
 def _path(segment: str) -> str:

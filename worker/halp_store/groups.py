@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import Final
 
-from halp_store.errors import GoneSegment, UnknownQuestion
+from halp_store.errors import DeletedQuestion, GoneSegment, UnknownQuestion
 from halp_store.generation import Generation, read_generation
 from halp_store.index import SegmentIndex
 from halp_store.layout import Layout
@@ -64,8 +64,7 @@ class Groups:
             index = self._index
             if index is None:
                 index = SegmentIndex(self.storage, self.root)
-            index.refresh()
-            self._index = index
+            self._index = index = index.refresh()
             return index
 
     def ids(self) -> tuple[str, ...]:
@@ -75,11 +74,13 @@ class Groups:
             return tuple(sorted(index))
 
     def find(self, ids: Sequence[str]) -> Places:
-        """As of the last refresh. Raises UnknownQuestion."""
+        """As of the last refresh. Raises UnknownQuestion, DeletedQuestion for one that was."""
         index = self.index
         try:
             return Places.find(index, ids)
         except KeyError as error:
+            if error.args[0] in index.deletions:
+                raise DeletedQuestion(self.storage.where, error.args[0]) from None
             raise UnknownQuestion(self.storage.where, error.args[0], len(index), []) from None
 
     def open(self, name: str) -> PublishedGroup:

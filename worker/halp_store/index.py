@@ -1,8 +1,9 @@
 """`SegmentIndex`: which published segment holds which question id. Writer and reader share it.
 
 Knows the headers of segments only, and ids and contents of the newest generation, which stands
-for all segments that it covers. Where an id occurs twice (a redelivered job lands in another
-batch), the generation wins, then the lowest segment name, in whatever order they were discovered.
+for all segments that it covers. Rows that were deleted are not taken in. Where an id occurs twice
+(a redelivered job lands in another batch), the generation wins, then the lowest segment name, in
+whatever order they were discovered.
 
 Not guaranteed: two writers that publish one id with different content within the same moment
 both succeed; the lowest name wins for readers, and the id is listed in `contradictions`.
@@ -11,13 +12,16 @@ both succeed; the lowest name wins for readers, and the id is listed in `contrad
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
+
+from halp_store.deletions import Deletions, read_deletions
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
-from halp_store.generation import Generation, check_pruned, newest_generation
+from halp_store.generation import ORIGIN_COLUMN, Generation, check_pruned, newest_generation
 from halp_store.names import is_generation
 from halp_store.published import PublishedGroup
 from halp_store.root import Root
@@ -45,10 +49,13 @@ class _Found(NamedTuple):
 
 
 class SegmentIndex:
-    """Empty until `refresh`; changes only there and in `add`."""
+    """Empty until `refresh`; changes only there and in `add`. deletions: none without it, but for
+    those that a refresh finds."""
 
-    def __init__(self, storage: Storage, root: Root) -> None:
+    def __init__(self, storage: Storage, root: Root, deletions: Deletions | None = None) -> None:
         self._storage, self._root = storage, root
+        self._deletions = deletions or Deletions()
+        self._hidden: dict[str, int] = {}  # segment or generation -> rows that were deleted
         self._names: list[str] = []
         self._digests: list[bytes] = []
         self._row_counts = array("q")
@@ -88,6 +95,17 @@ class SegmentIndex:
         return self._names[number]
 
     @property
+    def deletions(self) -> Deletions:
+        """As of the last refresh."""
+        return self._deletions
+
+    @property
+    def rows_deleted(self) -> int:
+        """Rows of the generation and of `segments` that were deleted and are still there."""
+        names = [*self.segments, *([self._generation.name] if self._generation else [])]
+        return sum(self._hidden.get(name, 0) for name in names)
+
+    @property
     def contradictions(self) -> tuple[str, ...]:
         """Ids that were published with more than one content, sorted."""
         return tuple(sorted(self._contradictions))
@@ -109,12 +127,27 @@ class SegmentIndex:
             return "new"
         return "stored" if self._digest_at(code) == _digest(key.content_hash) else "conflict"
 
-    def refresh(self) -> None:
-        """Take in what was published since. All or nothing.
+    def refresh(self) -> SegmentIndex:
+        """Take in what was published since, all or nothing; the index to go on with: this one, or,
+        if rows of it were deleted since, a new one. Then this stays as it was.
 
         Raises DamagedSegment for a zarr.json that is not a segment's, or for ids of a generation
-        that cannot be read; ForeignSegment for what belongs to another store; GenerationMissing.
+        that cannot be read; ForeignSegment for what belongs to another store; DamagedDeletion;
+        GenerationMissing.
         """
+        # Before the segments: who stores an id again has seen that it was deleted.
+        deletions = read_deletions(self._storage, self._root, self._deletions)
+        if any(one in self._places for one in deletions.ids_since(self._deletions)):
+            return SegmentIndex(self._storage, self._root, deletions).refresh()
+        self._take_in(deletions)
+        return self
+
+    def refresh_deletions(self) -> SegmentIndex:
+        """As `refresh`, but only if rows were deleted since: a listing of a few names."""
+        found = read_deletions(self._storage, self._root, self._deletions)
+        return self if found is self._deletions else self.refresh()
+
+    def _take_in(self, deletions: Deletions) -> None:
         newest = newest_generation(self._storage, self._generation)
         while True:
             found, fenced = self._read_new(newest)
@@ -124,8 +157,13 @@ class SegmentIndex:
                 break
             newest = again
         check_pruned(self._storage, newest)
+        before, self._deletions = self._deletions, deletions
         if newest is not None and newest is not self._generation:
-            self.add_generation(newest)
+            try:
+                self.add_generation(newest)
+            except BaseException:
+                self._deletions = before
+                raise
         self._fenced.update(fenced)
         for name, question_ids, digests in found:
             self._add(name, question_ids, digests)
@@ -167,17 +205,50 @@ class SegmentIndex:
         group = PublishedGroup(self._storage, generation.name, self._root)
         columns = [group.read(one, (generation.rows,)) for one in ("question_id", "content_hash")]
         question_ids, hashes = (tuple(column.tolist()) for column in columns)
+        deleted = self._deleted_of(generation, group, question_ids)
         self._generation = generation
         self._published.update(one.name for one in generation.segments)
-        self._add(generation.name, question_ids, b"".join(map(_digest, hashes)))
+        self._add(generation.name, question_ids, b"".join(map(_digest, hashes)), deleted)
 
-    def _add(self, name: str, question_ids: tuple[str, ...], digests: bytes) -> None:
+    def _deleted_of(
+        self, generation: Generation, group: PublishedGroup, question_ids: Sequence[str]
+    ) -> set[int]:
+        """The rows that were deleted. Only where an id is named it takes the column of origins."""
+        rows = [row for row, one in enumerate(question_ids) if one in self._deletions]
+        if not rows:
+            return set()
+        origins = group.read(ORIGIN_COLUMN, (generation.rows,), np.array(rows, np.int64)).tolist()
+        names = [one.name for one in generation.segments]
+        for origin in origins:
+            if not 0 <= origin < len(names):
+                what = f"expected 0 to {len(names) - 1}, got {origin}"
+                raise DamagedSegment(self._storage.where, generation.name, ORIGIN_COLUMN, what)
+        return {
+            row
+            for row, origin in zip(rows, origins, strict=True)
+            if self._deletions.covers(question_ids[row], names[origin])
+        }
+
+    def _add(
+        self,
+        name: str,
+        question_ids: tuple[str, ...],
+        digests: bytes,
+        deleted: Collection[int] | None = None,
+    ) -> None:
+        """deleted: rows of a generation; those of a segment are looked up."""
+        if deleted is None:
+            covers = self._deletions.covers
+            deleted = {row for row, one in enumerate(question_ids) if covers(one, name)}
+        self._hidden[name] = len(deleted)
         number = len(self._names)
         self._names.append(name)
         self._digests.append(digests)
         self._row_counts.append(len(question_ids))
         self._published.add(name)
         for row, question_id in enumerate(question_ids):
+            if row in deleted:
+                continue
             code = number << _ROW_BITS | row
             other = self._places.setdefault(question_id, code)
             if other == code:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from halp_store.deletions import Deletions
 from halp_store.errors import DamagedSegment, ForeignSegment
 from halp_store.features import RowKey
 from halp_store.generation import (
@@ -81,10 +82,12 @@ def inspect_generation(
     root: Root,
     generation: Generation,
     progress: Callable[[int, int], None] | None = None,
+    deletions: Deletions | None = None,
 ) -> Iterator[Problem]:
     """All that is wrong with a published generation, and each row that it should have taken over
     from a segment that is still there and has not.
 
+    deletions: read after the generation: rows that may be left out.
     progress: is told (parts read, parts there).
     Memory: a few chunks for each of the storage's threads, and about 150 bytes a row.
     """
@@ -114,7 +117,7 @@ def inspect_generation(
             for column in layout.vector_columns()
             for part in parts
         ),
-        inspection.left_out,
+        partial(inspection.left_out, deletions or Deletions()),
     ]
     seen: set[str] = set()  # what is wrong with a whole column is found in each of its parts
     with ThreadPoolExecutor(storage.concurrency) as threads:
@@ -406,7 +409,7 @@ class _GenerationInspection(_Inspection):
             what = f"expected 0 to {count - 1}, got {values[place]}"
             yield self._problem(ProblemKind.NUMBERS, ORIGIN_COLUMN, rows[place], what)
 
-    def left_out(self) -> Iterator[Problem]:
+    def left_out(self, deletions: Deletions) -> Iterator[Problem]:
         """Rows of covered segments that are still there: what would be lost if they went."""
         listed = set(self._storage.list_names(SEGMENTS))
         numbers = {
@@ -425,6 +428,8 @@ class _GenerationInspection(_Inspection):
         with ThreadPoolExecutor(self._storage.concurrency) as threads:
             for name, keys in zip(numbers, threads.map(self._rows_of, numbers), strict=True):
                 for key in keys:
+                    if deletions.covers(key.question_id, name):
+                        continue
                     place = index.find(key.question_id)
                     # Committed with another segment? Then that row stands for this one.
                     if place and (

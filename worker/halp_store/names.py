@@ -11,6 +11,9 @@ from typing import Final
 
 from halp_store.storage import GENERATIONS, SEGMENTS
 
+DELETIONS: Final = "deleted"
+"""Below it lie the files that name deleted rows; see `halp_store.deletions`."""
+
 # Leaves room for the dash and the uuid in file systems' usual 255 bytes a name.
 _WORKER_CHARACTERS: Final = 100
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from halp_store.deletions import Deletions, read_deletions
 from halp_store.errors import PruneRefused
 from halp_store.generation import (
     PLANS,
@@ -69,7 +70,8 @@ def prune(
     left = [grace_seconds - age for age in ages.values() if age < grace_seconds]
     seconds = min(left) if waiting and left else None
     if gone:
-        found = inspect_generation(storage, root, newest)
+        deletions = read_deletions(storage, root, Deletions())
+        found = inspect_generation(storage, root, newest, deletions=deletions)
         if problems := [one for one in found if one.kind not in _OLDER]:
             raise PruneRefused(storage.where, newest.name, len(problems), str(problems[0].sentence))
         mark_pruned(storage, newest.number)

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from halp_store.deletions import planned_deletions
 from halp_store.errors import DamagedSegment, GoneSegment
 from halp_store.generation import ORIGIN_COLUMN, Generation, Origin, read_generation
 from halp_store.index import SegmentIndex
@@ -31,7 +32,8 @@ _BLOCK_ROWS: Final = 256
 class RowOrder:
     """generation: as it will be, of N rows. ids: N, sorted. origins: (N), along its segments: which
     one each row was committed with. dropped: rows that another row of the same id stands for;
-    contradictions: those ids whose contents differ, sorted.
+    deleted: rows that are left out because they were. contradictions: ids whose contents differ,
+    sorted.
     """
 
     generation: Generation
@@ -39,13 +41,20 @@ class RowOrder:
     sources: tuple[Part, ...]
     origins: npt.NDArray[np.int64]
     dropped: int
+    deleted: int
     contradictions: tuple[str, ...]
 
 
 def order_rows(
-    storage: Storage, root: Root, number: int, base: int | None, segments: Sequence[str]
+    storage: Storage,
+    root: Root,
+    number: int,
+    base: int | None,
+    segments: Sequence[str],
+    deletions: Sequence[str] = (),
 ) -> RowOrder:
-    """Of the generation `number`: those of the generation `base` and of these segments.
+    """Of the generation `number`: those of the generation `base` and of these segments, but for
+    the rows that these files below `deleted/` name.
 
     Raises GoneSegment if one of them is not there, ForeignSegment, or DamagedSegment.
     """
@@ -53,7 +62,7 @@ def order_rows(
     if base and before is None:
         name = generation_name(base)
         raise GoneSegment(storage.where, name, None, "is missing, although it was published")
-    index = SegmentIndex(storage, root)
+    index = SegmentIndex(storage, root, planned_deletions(storage, root, deletions))
     if before:
         index.add_generation(before)
     origins = list(before.segments) if before else []
@@ -80,7 +89,8 @@ def order_rows(
         ids,
         sources,
         _origins(storage, root, before, origins, sources, len(ids)),
-        total - len(ids),
+        total - index.rows_deleted - len(ids),
+        index.rows_deleted,
         index.contradictions,
     )
 

@@ -94,7 +94,8 @@ class Verification:
     """rows: of the generation and of the segments. segments: that the generation does not cover,
     published and with a zarr.json that can be read. generation: `compacted/<number>` of the newest
     that can be read, or None. All of them were read whole. problems, notes: all that were found,
-    the generation first, then segments in order of their names."""
+    the generation first, then segments in order of their names. deleted: how many of `rows` were
+    deleted, so that no reader shows them."""
 
     rows: int
     segments: int
@@ -102,6 +103,7 @@ class Verification:
     problems: tuple[Problem, ...]
     notes: tuple[Note, ...]
     counts: Counts
+    deleted: int = 0
 
     @property
     def ok(self) -> bool:

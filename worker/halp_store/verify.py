@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from halp_store.address import storage_at
+from halp_store.deletions import Deletions, is_deletion, read_deletion
 from halp_store.errors import DamagedSegment, ForeignSegment, LinkInStore
 from halp_store.features import RowKey
 from halp_store.generation import (
@@ -31,7 +32,7 @@ from halp_store.inspection import (
     stray_keys,
     unreadable,
 )
-from halp_store.names import generation_name, generation_number, is_generation, prefix_of
+from halp_store.names import DELETIONS, generation_name, generation_number, is_generation, prefix_of
 from halp_store.published import PublishedGroup
 from halp_store.root import Root, read_root
 from halp_store.segment import Header, parse_header
@@ -78,14 +79,17 @@ class _Verifier:
     def __init__(self, storage: Storage, root: Root, expected: Mapping[str, str] | None) -> None:
         self._storage, self._where, self._expected = storage, storage.where, expected
         self._root = root
-        self._index = SegmentIndex(storage, root)  # of what was taken; never refreshed
         self._rows = 0
         self._notes: list[Note] = []
         self._is_missing_something = False
         # In this order: what is covered by a generation that comes later is not covered by this.
         self._names = sorted(storage.list_names(SEGMENTS))
         self._generation, self._problems = _newest_readable(storage)
+        self._deletions, damaged = _readable_deletions(storage, root)
+        self._problems += damaged
         self._problems += _links(storage)
+        # Of what was taken; never refreshed.
+        self._index = SegmentIndex(storage, root, self._deletions)
         covered = self._generation.segments if self._generation else ()
         self._covered = {one.name for one in covered}
 
@@ -117,10 +121,20 @@ class _Verifier:
             counts = self._reconcile(self._expected, failed, queued, problems, notes)
         segments = len(self._index.segments)
         generation = self._generation.name if self._generation else None
-        return Verification(self._rows, segments, generation, tuple(problems), tuple(notes), counts)
+        return Verification(
+            self._rows,
+            segments,
+            generation,
+            tuple(problems),
+            tuple(notes),
+            counts,
+            self._index.rows_deleted,
+        )
 
     def _take_generation(self, generation: Generation, progress: Progress) -> None:
-        self._problems += inspect_generation(self._storage, self._root, generation, progress)
+        self._problems += inspect_generation(
+            self._storage, self._root, generation, progress, self._deletions
+        )
         self._rows += generation.rows
         try:
             self._index.add_generation(generation)
@@ -130,6 +144,8 @@ class _Verifier:
                 names = ("question_id", "content_hash")
                 columns = [group.read(one, shape).tolist() for one in names]
                 for question_id, content in zip(*columns, strict=True):
+                    if question_id not in self._index:
+                        continue  # deleted
                     self._compare_content(question_id, content, generation.name)
             strays = stray_keys(self._storage, self._root, generation)
         except (DamagedSegment, OSError) as error:
@@ -261,6 +277,8 @@ class _Verifier:
         """With the expected contents, and with the generation and the segments before this one."""
         here: dict[str, str] = {}
         for question_id, content in zip(header.question_ids, header.content_hashes, strict=True):
+            if self._deletions.covers(question_id, name):
+                continue
             if question_id in here:
                 same = here[question_id] == content
                 self._problems.append(self._duplicate(question_id, name, name, same))
@@ -352,7 +370,9 @@ class _Verifier:
 
     def _missing(self, question_id: str, asked: bool) -> Problem:
         what = (
-            "is neither stored nor failed nor queued; enqueue the data set again, under a new "
+            "was deleted; enqueue the data set again, under a new --run, to have it extracted again"
+            if question_id in self._deletions
+            else "is neither stored nor failed nor queued; enqueue the data set again, under a new "
             "--run if this run counts the question as done"
             if asked
             else "is not stored; pass --run to see whether it failed or is queued"
@@ -383,6 +403,18 @@ def _links(storage: Storage) -> list[Problem]:
     return [
         Problem(ProblemKind.LINK, str(LinkInStore(storage.where, key))) for key in storage.links()
     ]
+
+
+def _readable_deletions(storage: Storage, root: Root) -> tuple[Deletions, list[Problem]]:
+    """And a problem for each that cannot be read."""
+    by_file, problems = {}, []
+    for name in sorted(filter(is_deletion, storage.list_names(DELETIONS))):
+        try:
+            if named := read_deletion(storage, root, name):
+                by_file[name] = named
+        except (DamagedSegment, OSError) as error:
+            problems.append(unreadable(storage.where, f"{DELETIONS}/{name}", None, error))
+    return Deletions(by_file), problems
 
 
 def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]]:

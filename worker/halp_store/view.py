@@ -5,7 +5,8 @@ compacted or pruned meanwhile, and may be used from several threads and be pickl
 past damage: a missing or torn chunk is an error, never a fill value.
 
 Not guaranteed: which of both is shown of an id with two contents (`Store.contradictions`), once the
-segment that the view read from is pruned.
+segment that the view read from is pruned. A row that was deleted after the view was taken is read
+as long as its bytes are there; then it is DeletedQuestion, or the row that was stored in its place.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from halp_store.errors import DamagedSegment, GoneSegment, UnknownQuestion
+from halp_store.errors import DamagedSegment, DeletedQuestion, GoneSegment, UnknownQuestion
 from halp_store.features import RowKey
 from halp_store.generation import ORIGIN_COLUMN, SHARD_ROWS
 from halp_store.groups import Groups
@@ -291,6 +292,8 @@ class View:
             if not isinstance(one, str):
                 what = f"question ids expected, got {one!r}"
                 raise TypeError(f"{what}; view[...] takes one, several, a row or a slice of rows")
+            if one not in known and one in self._groups.index.deletions:
+                raise DeletedQuestion(self.path, one)
             if one not in known:
                 some = list(itertools.islice(self._ids, _HINT_IDS))
                 near = difflib.get_close_matches(one, some, n=3)
@@ -335,7 +338,9 @@ class View:
         key = RowKey(str(values["question_id"]), str(values["content_hash"]))
         index = self._groups.index
         is_right = key.question_id == question_id and (
-            index.state(key) == "stored" or question_id in index.contradictions
+            index.state(key) == "stored"
+            or question_id in index.contradictions
+            or question_id in index.deletions  # by an older view
         )
         if not is_right:
             what = f"expected {question_id!r} as in zarr.json, got {key}"

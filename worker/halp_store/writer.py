@@ -159,7 +159,11 @@ class StoreWriter:
         Raises DamagedSegment, ForeignSegment, or StoreGone.
         """
         confirm_root(self._storage, self._root)
-        self._index.refresh()
+        self._index = self._index.refresh()
+
+    def refresh_deletions(self) -> None:
+        """Take in what was deleted since; costs little if nothing was. Raises as `refresh`."""
+        self._index = self._index.refresh_deletions()
 
     def lookup(self, key: RowKey) -> RowState:
         """What is known of a row as of the last refresh or flush."""
@@ -207,7 +211,7 @@ class StoreWriter:
         Raises DamagedSegment, ForeignSegment, StoreGone or StoreUnavailable.
         """
         prefixes = {worker_prefix(worker) for worker in workers}
-        self._index.refresh()
+        self._index = self._index.refresh()
         staged = [
             name
             for name in self._storage.list_names(SEGMENTS)
@@ -218,7 +222,7 @@ class StoreWriter:
         won = [name for name in staged if fence_segment(self._storage, name)]
         if staged:  # another's tombstone, too, may be seen before it is durable
             self._storage.sync([*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""])
-        self._index.refresh()
+        self._index = self._index.refresh()
         self._fenced.update(name for name in staged if not self._index.is_published(name))
         return len(won)
 
@@ -250,9 +254,11 @@ class StoreWriter:
                 continue
             if self._publish(segment):
                 # Again, because another writer may have published the same id while we wrote.
-                self._index.refresh()
+                self._index = self._index.refresh()
                 said = {segment.name: said_of(features)}
-                return self._finish(self._plan(withheld), segment.name, said)
+                plan = self._plan(withheld)
+                if not plan.write:  # or rows of it were deleted at once: they are written again
+                    return self._finish(plan, segment.name, said)
             tries += 1
         raise PublishFailed(self._storage.where, _PUBLISH_TRIES)
 
@@ -378,7 +384,7 @@ class StoreWriter:
             self._storage.sync(sorted(map(group_prefix, names)))
         except FileNotFoundError:
             # Pruned since it was seen? Then a generation has the rows, and they are found there.
-            self._index.refresh()
+            self._index = self._index.refresh()
             if self._index.generation is generation:
                 raise
             self._make_durable(keys)

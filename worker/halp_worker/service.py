@@ -94,6 +94,7 @@ class Service:
         self._abandon = abandon
         self._device = DeviceThread(self._run_model)
         self._suspects: deque[Delivery] = deque()
+        self._releasing = threading.Lock()
         self._epoch: str | None = None
         self._tried_s: float | None = None
         self.state = "starting"
@@ -214,9 +215,12 @@ class Service:
         is_stored = self._writer.lookup(delivery.key) == "stored"
         return not is_stored and self._retries.is_last(delivery.attempts)
 
-    def _not_stored(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+    def _not_stored(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """The jobs to compute. What is stored already is acknowledged, what conflicts failed."""
         new, stored = [], []
+        if any(self._writer.lookup(one.key) in {"stored", "conflict"} for one in deliveries):
+            # Rows that were deleted since, so that this may be computed again?
+            self._writer.refresh_deletions()
         for delivery in deliveries:
             match self._writer.lookup(delivery.key):
                 case "new":
@@ -313,11 +317,13 @@ class Service:
         self._outcomes.settle_all((key, conflict(key)) for key in flush.conflicts)
 
     def release(self) -> None:
-        """Gives back what was only fetched. May be called from a thread, while a batch runs."""
-        suspects = list(self._suspects)
-        self._suspects.clear()
-        held = self._host.drain()
-        self._outcomes.release([*self._batcher.drain(), *held, *(one.key for one in suspects)])
+        """Gives back what was only fetched. May be called from a thread, while a batch runs; the
+        loop does not leave before that thread is done."""
+        with self._releasing:
+            suspects = [delivery.key for delivery in self._suspects]
+            self._suspects.clear()
+            held = self._host.drain()
+            self._outcomes.release([*self._batcher.drain(), *held, *suspects])
 
     # -- what goes wrong around the jobs -----------------------------------------------------
 

@@ -128,6 +128,9 @@ class PatientWriter:
     def refresh(self) -> None:
         self._persist(self._writer.refresh)
 
+    def refresh_deletions(self) -> None:
+        self._persist(self._writer.refresh_deletions)
+
     def receipt_for(self, keys: Iterable[RowKey]) -> Receipt:
         rows = tuple(keys)
         return self._persist(lambda: self._writer.receipt_for(rows))
