@@ -253,7 +253,7 @@ class DeletedQuestion(UnknownQuestion):
 
     def __init__(self, where: str, question_id: str) -> None:
         self._text = (
-            f"{where}: question {question_id!r} was deleted with `halp-store delete`; enqueue it "
+            f"{where}: question {question_id!r} was deleted with halp-store delete; enqueue it "
             "again, under a new --run, to have it extracted again"
         )
         StoreError.__init__(self, self._text)
