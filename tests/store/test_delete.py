@@ -230,6 +230,21 @@ def test_as_many_deleted_as_added_is_seen(path, fill):
     assert set(store) == {*IDS, "new"} - {"q1"}
 
 
+def test_a_refresh_that_fails_leaves_the_index_as_it_was(path, fill, monkeypatch):
+    """Not half of a deletion: the old rows, until it can be read whole."""
+    disk = LocalStorage(path)
+    index = SegmentIndex(disk, read_root(disk)).refresh()
+    delete_rows(disk, ["q1"])
+    fill(path, ["new"])
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentIndex, "_take_in", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.refresh()
+    assert set(index) == set(IDS)
+    assert index.deletions.names == []
+    assert set(index.refresh()) == {*IDS, "new"} - {"q1"}
+
+
 def test_two_deletions_at_once_both_count(path):
     """Of the same ids and of others."""
     disk = LocalStorage(path)
