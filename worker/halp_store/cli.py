@@ -107,6 +107,8 @@ def _hint(store: Store, segments: int) -> str | None:
         return (
             f"{segments:,} segments: halp-store compact {store.path} makes reading one layer faster"
         )
+    if store.rows_deleted:
+        return f"halp-store compact {store.path} --prune removes the bytes of deleted rows, too"
     return None
 
 

@@ -252,11 +252,12 @@ class DeletedQuestion(UnknownQuestion):
     """The row was deleted, and no other of its id was stored since."""
 
     def __init__(self, where: str, question_id: str) -> None:
-        self._text = (
-            f"{where}: question {question_id!r} was deleted with `halp-store delete`; enqueue it "
-            "again, under a new --run, to have it extracted again"
+        StoreError.__init__(
+            self,
+            f"{where}: question {question_id!r} was deleted with halp-store delete; enqueue it "
+            "again, under a new --run, to have it extracted again",
         )
-        StoreError.__init__(self, self._text)
+        self._text = self.args[0]
 
 
 class NothingDeleted(StoreError):

@@ -7,7 +7,7 @@ at all. A tombstone in its place means that this number was given up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -59,6 +59,16 @@ class Generation:
     @property
     def name(self) -> str:
         return generation_name(self.number)
+
+    def origin_names(self, where: str, numbers: Iterable[int]) -> list[str]:
+        """Of values of the column of origins. Raises DamagedSegment for one that cannot be."""
+        names = []
+        for number in numbers:
+            if not 0 <= number < len(self.segments):
+                what = f"expected 0 to {len(self.segments) - 1}, got {number}"
+                raise DamagedSegment(where, self.name, ORIGIN_COLUMN, what)
+            names.append(self.segments[number].name)
+        return names
 
 
 def attributes_of(generation: Generation, created: str, stamp: Mapping[str, Any]) -> dict[str, Any]:

@@ -217,16 +217,12 @@ class SegmentIndex:
         rows = [row for row, one in enumerate(question_ids) if one in self._deletions]
         if not rows:
             return set()
-        origins = group.read(ORIGIN_COLUMN, (generation.rows,), np.array(rows, np.int64)).tolist()
-        names = [one.name for one in generation.segments]
-        for origin in origins:
-            if not 0 <= origin < len(names):
-                what = f"expected 0 to {len(names) - 1}, got {origin}"
-                raise DamagedSegment(self._storage.where, generation.name, ORIGIN_COLUMN, what)
+        numbers = group.read(ORIGIN_COLUMN, (generation.rows,), np.array(rows, np.int64)).tolist()
+        names = generation.origin_names(self._storage.where, numbers)
         return {
             row
-            for row, origin in zip(rows, origins, strict=True)
-            if self._deletions.covers(question_ids[row], names[origin])
+            for row, name in zip(rows, names, strict=True)
+            if self._deletions.covers(question_ids[row], name)
         }
 
     def _add(
