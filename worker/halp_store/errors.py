@@ -146,10 +146,17 @@ class NoRoom(StoreError):
 class PruneRefused(StoreError):
     """The newest generation is not whole, so what it stands for is kept."""
 
-    def __init__(self, where: str, generation: str, problems: int, first: str) -> None:
+    def __init__(
+        self, where: str, generation: str, problems: int, first: str, is_damaged: bool = True
+    ) -> None:
+        remedy = (
+            f"delete {generation} and compact again"
+            if is_damaged
+            else "see to the disk and prune again"
+        )
         super().__init__(
-            f"{where}: {generation} has {problems} problems, so nothing was removed: delete "
-            f"{generation} and compact again; the first problem: {first}"
+            f"{where}: {generation} has {problems} problems, so nothing was removed: {remedy}; "
+            f"the first problem: {first}"
         )
 
 

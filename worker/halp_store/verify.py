@@ -114,7 +114,8 @@ class _Verifier:
     def answer(
         self, failed: Mapping[str, str] | None, queued: Collection[str] | None
     ) -> Verification:
-        problems, notes = list(self._problems), list(self._notes)
+        # A link is met again by whatever reads through it.
+        problems, notes = list(dict.fromkeys(self._problems)), list(self._notes)
         if self._expected is None:
             counts = Counts(stored=len(self._index))
         else:
@@ -148,7 +149,7 @@ class _Verifier:
                         continue  # deleted
                     self._compare_content(question_id, content, generation.name)
             strays = stray_keys(self._storage, self._root, generation)
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             # Mostly known already.
             found = unreadable(self._where, generation.name, None, error)
             if found.sentence not in {one.sentence for one in self._problems}:
@@ -220,7 +221,7 @@ class _Verifier:
         try:
             document = self._storage.read(f"{SEGMENTS}/{name}/{METADATA}")
             header = parse_header(document) if document else None
-        except (ValueError, OSError) as error:
+        except (ValueError, LinkInStore, OSError) as error:
             # Of one that is not JSON, or that the disk does not give.
             self._problems.append(unreadable(self._where, name, None, error))
             return
@@ -412,7 +413,7 @@ def _readable_deletions(storage: Storage, root: Root) -> tuple[Deletions, list[P
         try:
             if named := read_deletion(storage, root, name):
                 by_file[name] = named
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             problems.append(unreadable(storage.where, f"{DELETIONS}/{name}", None, error))
     return Deletions(by_file), problems
 
@@ -423,7 +424,7 @@ def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]
         newest = newest_generation(storage, None)
         check_pruned(storage, newest)
         return newest, []
-    except (DamagedSegment, OSError) as error:
+    except (DamagedSegment, LinkInStore, OSError) as error:
         name = getattr(error, "segment", GENERATIONS)
         problems = {name: unreadable(storage.where, name, None, error)}
     for number in reversed(list_generations(storage)):
@@ -431,6 +432,6 @@ def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]
         try:
             if found := read_generation(storage, number):
                 return found, list(problems.values())
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             problems[name] = unreadable(storage.where, name, None, error)
     return None, list(problems.values())

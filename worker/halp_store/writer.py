@@ -301,7 +301,12 @@ class StoreWriter:
                 delete_staged(self._storage, segment.name)
             raise
         folders = dict.fromkeys(key.rpartition("/")[0] for key in keys)
-        self._storage.sync([*folders, root, SEGMENTS, ""])
+        try:
+            self._storage.sync([*folders, root, SEGMENTS, ""])
+        except FileNotFoundError as error:
+            confirm_root(self._storage, self._root)
+            what = "look who deletes below segments/: a repair with a far too short grace?"
+            raise StoreUnavailable(self._storage.where, f"stage {root}", error, what) from error
         took = self._clock() - started
         if took > self._staging_deadline_seconds:
             deadline = self._staging_deadline_seconds
@@ -382,14 +387,20 @@ class StoreWriter:
         generation = self._index.generation
         try:
             self._storage.sync(sorted(map(group_prefix, names)))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             # Pruned since it was seen? Then a generation has the rows, and they are found there.
-            self._index = self._index.refresh()
+            self.refresh()
             if self._index.generation is generation:
-                raise
+                lost = [name for name in sorted(names) if not self._is_there(name)]
+                what = "was published and is missing now"
+                name = (lost or sorted(names))[0]
+                raise GoneSegment(self._storage.where, name, None, what) from error
             self._make_durable(keys)
         else:
             self._durable |= names
+
+    def _is_there(self, name: str) -> bool:
+        return self._storage.read(f"{group_prefix(name)}/{METADATA}") is not None
 
 
 def _lost(rows: Collection[RowKey], may_commit: MayCommit | None) -> set[RowKey]:
