@@ -160,6 +160,16 @@ class PruneRefused(StoreError):
         )
 
 
+class CopyRefused(StoreError):
+    """The target of a copy holds something else."""
+
+    def __init__(self, where: str, source: str, what: str) -> None:
+        super().__init__(
+            f"{where}: no place for a copy of {source}: {what}; nothing there was overwritten: "
+            "give a new path, or that of an earlier copy of this store"
+        )
+
+
 class GenerationMissing(DamagedSegment):
     """Segments were pruned for a generation that is not there: rows are missing."""
 

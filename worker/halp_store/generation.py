@@ -186,9 +186,15 @@ def mark_pruned(storage: Storage, number: int) -> None:
             storage.delete(_marker_key(older))
 
 
-def check_pruned(storage: Storage, newest: Generation | None) -> None:
-    """Raise GenerationMissing if segments were pruned for a generation after `newest`."""
-    last = max(_markers(storage), default=0)
+def last_pruned(storage: Storage) -> int:
+    """The highest generation that segments were pruned for; 0 without any. It is there already, so
+    ask for this before the newest generation."""
+    return max(_markers(storage), default=0)
+
+
+def check_pruned(storage: Storage, last: int, newest: Generation | None) -> None:
+    """Raise GenerationMissing if segments were pruned for a generation after `newest`. last: what
+    `last_pruned` gave before `newest` was looked for."""
     if last > (newest.number if newest else 0):
         raise GenerationMissing(storage.where, generation_name(last))
 

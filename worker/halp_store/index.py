@@ -21,7 +21,13 @@ import numpy as np
 from halp_store.deletions import Deletions, read_deletions
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
-from halp_store.generation import ORIGIN_COLUMN, Generation, check_pruned, newest_generation
+from halp_store.generation import (
+    ORIGIN_COLUMN,
+    Generation,
+    check_pruned,
+    last_pruned,
+    newest_generation,
+)
 from halp_store.names import is_generation
 from halp_store.published import PublishedGroup
 from halp_store.root import Root
@@ -148,6 +154,7 @@ class SegmentIndex:
         return self if found is self._deletions else self.refresh()
 
     def _take_in(self, deletions: Deletions) -> None:
+        pruned = last_pruned(self._storage)
         newest = newest_generation(self._storage, self._generation)
         while True:
             found, fenced = self._read_new(newest)
@@ -156,7 +163,7 @@ class SegmentIndex:
             if again is newest:
                 break
             newest = again
-        check_pruned(self._storage, newest)
+        check_pruned(self._storage, pruned, newest)
         before, self._deletions = self._deletions, deletions
         if newest is not None and newest is not self._generation:
             try:

@@ -435,6 +435,9 @@ class _GenerationInspection(_Inspection):
             return
         with ThreadPoolExecutor(self._storage.concurrency) as threads:
             for name, keys in zip(numbers, threads.map(self._rows_of, numbers), strict=True):
+                if isinstance(keys, Problem):
+                    yield keys
+                    continue
                 for key in keys:
                     if deletions.covers(key.question_id, name):
                         continue
@@ -452,10 +455,14 @@ class _GenerationInspection(_Inspection):
                     )
                     yield replace(found, question_id=key.question_id)
 
-    def _rows_of(self, segment: str) -> Collection[RowKey]:
-        """None of a segment that is damaged or being pruned: nothing can be taken from it."""
-        with suppress(ValueError, OSError):
-            document = self._storage.read(f"{SEGMENTS}/{segment}/{METADATA}")
+    def _rows_of(self, segment: str) -> Collection[RowKey] | Problem:
+        """None of a segment that is damaged or being pruned: nothing can be taken from it. A problem
+        if the disk does not say."""
+        with suppress(ValueError):
+            try:
+                document = self._storage.read(f"{SEGMENTS}/{segment}/{METADATA}")
+            except OSError as error:
+                return unreadable(self._storage.where, segment, None, error)
             if header := parse_header(document) if document else None:
                 return list(map(RowKey, header.question_ids, header.content_hashes))
         return ()

@@ -19,6 +19,7 @@ from halp_store.features import RowKey
 from halp_store.generation import (
     Generation,
     check_pruned,
+    last_pruned,
     list_generations,
     newest_generation,
     plan_key,
@@ -421,8 +422,9 @@ def _readable_deletions(storage: Storage, root: Root) -> tuple[Deletions, list[P
 def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]]:
     """And a problem for each after it that cannot be read."""
     try:
+        pruned = last_pruned(storage)
         newest = newest_generation(storage, None)
-        check_pruned(storage, newest)
+        check_pruned(storage, pruned, newest)
         return newest, []
     except (DamagedSegment, LinkInStore, OSError) as error:
         name = getattr(error, "segment", GENERATIONS)

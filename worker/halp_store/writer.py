@@ -221,7 +221,12 @@ class StoreWriter:
         ]
         won = [name for name in staged if fence_segment(self._storage, name)]
         if staged:  # another's tombstone, too, may be seen before it is durable
-            self._storage.sync([*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""])
+            folders = [*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""]
+            try:
+                self._storage.sync(folders)
+            except FileNotFoundError as error:
+                where = self._storage.where
+                raise StoreUnavailable(where, "fence segments", error, "try again") from error
         self._index = self._index.refresh()
         self._fenced.update(name for name in staged if not self._index.is_published(name))
         return len(won)
