@@ -12,8 +12,8 @@ help:  ## this list
 demo: $(VENV)/.demo  ## the whole path on this machine: no GPU, no Docker, no downloads of weights
 	$(BIN)/halp-worker demo
 
-test: $(VENV)/.dev redis-server chromium lint types  ## everything, servers included
-	$(BIN)/pytest
+test: $(VENV)/.dev redis-server chromium lint types  ## everything, servers included, on two cores
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev lint types fast  ## lint, types, walls and fast tests, in under three minutes
 

@@ -1,16 +1,26 @@
 """`copy`: all rows, resumed after a failure at any operation, refused where something else is."""
 
+import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from halp_store.cli import app
 from halp_store.compaction import compact
 from halp_store.copying import copy
+from halp_store.delete import delete_rows
 from halp_store.errors import CopyRefused, GenerationMissing
 from halp_store.local import LocalStorage
 from halp_store.pruning import prune
 from halp_store.reader import open_store
 from halp_store.verify import verify_store
+
+from .conftest import assert_columns
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 class _Failing(LocalStorage):
@@ -69,3 +79,72 @@ def test_a_plain_copy_without_its_generation_is_an_error(tmp_path, fill):
     with pytest.raises(GenerationMissing):
         open_store(tmp_path / "two")
     assert not verify_store(tmp_path / "two").ok
+
+
+@pytest.mark.slow
+def test_a_copy_is_whole_while_a_worker_writes_and_a_compaction_prunes(
+    tmp_path, fill, fork, open_writer, make_rows
+):
+    """Every row that was committed before the copy began is in it, and it passes verify."""
+    fill(tmp_path / "s", [f"first {number}" for number in range(20)], rows=3)
+    stop = tmp_path / "stop"
+
+    def write():
+        writer = open_writer(tmp_path / "s", worker="live")
+        number = 0
+        while not stop.exists():
+            writer.append(make_rows([f"live {number}"]))
+            writer.flush()
+            number += 1
+
+    def tidy():
+        while not stop.exists():
+            compact(LocalStorage(tmp_path / "s"))
+            prune(LocalStorage(tmp_path / "s"), grace_seconds=0)
+
+    children = [fork(write), fork(tidy)]
+    try:
+        for number in range(6):
+            before = set(open_store(tmp_path / "s"))
+            target = tmp_path / f"copy{number}"
+            copy(LocalStorage(tmp_path / "s"), LocalStorage(target))
+            store = open_store(target)
+            assert before <= set(store)
+            assert_columns(store.read(), make_rows(store.ids))
+            assert verify_store(target).ok
+    finally:
+        stop.touch()
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_stores_of_all_versions_are_copied(tmp_path, version):
+    """As they are: the copy has the same root."""
+    shutil.unpack_archive(GOLDEN / f"layout-{version}-compacted.zip", tmp_path / "old")
+    copy(LocalStorage(tmp_path / "old"), LocalStorage(tmp_path / "new"))
+    before, after = open_store(tmp_path / "old"), open_store(tmp_path / "new")
+    assert (tmp_path / "new/zarr.json").read_bytes() == (tmp_path / "old/zarr.json").read_bytes()
+    assert before.ids == after.ids
+    assert before.text("answer") == after.text("answer")
+
+
+def test_deleted_rows_stay_deleted_in_a_copy(tmp_path, fill):
+    """Their tombstones are copied too."""
+    fill(tmp_path / "s", ["a", "b", "c"])
+    delete_rows(LocalStorage(tmp_path / "s"), ["b"])
+    copy(LocalStorage(tmp_path / "s"), LocalStorage(tmp_path / "t"))
+    assert list(open_store(tmp_path / "t")) == ["a", "c"]
+
+
+def test_the_command_says_what_was_copied(tmp_path, fill):
+    """A sentence or JSON; a refusal is exit code 1."""
+    fill(tmp_path / "s", ["a", "b"])
+    run = CliRunner().invoke(app, ["copy", str(tmp_path / "s"), str(tmp_path / "t")])
+    assert run.exit_code == 0, run.output
+    assert "2 rows; 1 groups copied" in run.stdout
+    again = CliRunner().invoke(app, ["copy", str(tmp_path / "s"), str(tmp_path / "t"), "--json"])
+    assert json.loads(again.stdout)["groups"] == 0
+    fill(tmp_path / "other", ["x"])
+    refused = CliRunner().invoke(app, ["copy", str(tmp_path / "other"), str(tmp_path / "t")])
+    assert refused.exit_code == 1
+    assert "no place for a copy" in refused.stderr

@@ -20,6 +20,7 @@ from halp_store import (
     cli_delete,
     cli_export,
     cli_get,
+    cli_merge,
     cli_plot,
     cli_rows,
     cli_verify,
@@ -77,6 +78,7 @@ app.command(epilog=cli_plot.EXAMPLES)(cli_plot.plot)
 app.command(epilog=cli_compact.EXAMPLES)(cli_compact.compact)
 app.command(epilog=cli_delete.EXAMPLES)(cli_delete.delete)
 app.command(epilog=cli_copy.EXAMPLES)(cli_copy.copy)
+app.command(epilog=cli_merge.EXAMPLES)(cli_merge.merge)
 app.command(epilog=cli_export.EXPORT_EXAMPLES)(cli_export.export)
 app.command("import", epilog=cli_export.IMPORT_EXAMPLES)(cli_export.import_)
 app.command(epilog=cli_verify.EXAMPLES)(cli_verify.verify)

@@ -46,8 +46,7 @@ def copy(source: Storage, target: Storage, progress: Progress | None = None) -> 
     while True:
         # Before and after: `compact` may drop them with the rows that they are about.
         early = _side_keys(source)
-        index = SegmentIndex(source, root)
-        index.refresh()
+        index = SegmentIndex(source, root).refresh()
         _copy_keys(source, target, {*early, *source.list_keys(_DELETED)})
         names = [index.generation.name] if index.generation else []
         names += sorted(index.segments)
@@ -116,8 +115,7 @@ def _copy_group(source: Storage, target: Storage, prefix: str) -> int | None:
 
 def _finish(source: Storage, target: Storage, root: Root) -> int:
     """The rows of the copy, which is a store from now on."""
-    index = SegmentIndex(target, root)
-    index.refresh()
+    index = SegmentIndex(target, root).refresh()
     target.publish(METADATA, source.read(METADATA) or b"")
     target.delete(_MARKER)
     return len(index)

@@ -14,6 +14,7 @@ from halp_store.names import DELETIONS, is_generation
 from halp_store.storage import SEGMENTS
 
 _ABSENT: Final = object()
+_SHOWN_CONFLICTS: Final = 20
 _NAMED: Final = 5
 
 
@@ -167,6 +168,27 @@ class CopyRefused(StoreError):
         super().__init__(
             f"{where}: no place for a copy of {source}: {what}; nothing there was overwritten: "
             "give a new path, or that of an earlier copy of this store"
+        )
+
+
+class MergeRefused(StoreError):
+    """These stores cannot be merged."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: nothing was merged: {what}")
+
+
+class MergeConflict(StoreError):
+    """Stores to be merged have one question with other content. conflicts: a text for each."""
+
+    def __init__(self, where: str, conflicts: Sequence[str]) -> None:
+        self.conflicts = tuple(conflicts)
+        shown = "; ".join(conflicts[:_SHOWN_CONFLICTS])
+        more = len(conflicts) - _SHOWN_CONFLICTS
+        shown += f"; and {more:,} more" if more > 0 else ""
+        super().__init__(
+            f"{where}: nothing was merged: {len(conflicts):,} questions have other content in "
+            f"another store: {shown}; delete them in one of both with `halp-store delete`"
         )
 
 

@@ -456,8 +456,8 @@ class _GenerationInspection(_Inspection):
                     yield replace(found, question_id=key.question_id)
 
     def _rows_of(self, segment: str) -> Collection[RowKey] | Problem:
-        """None of a segment that is damaged or being pruned: nothing can be taken from it. A problem
-        if the disk does not say."""
+        """None of a segment that is damaged or being pruned: nothing is taken from it. A problem
+        where the disk does not say."""
         with suppress(ValueError):
             try:
                 document = self._storage.read(f"{SEGMENTS}/{segment}/{METADATA}")
