@@ -153,6 +153,11 @@ class StoreWriter:
         writer.refresh()
         return writer
 
+    @property
+    def store_id(self) -> str | None:
+        """Of the store; None in one of version 1 or 2."""
+        return self._root.store_id
+
     def refresh(self) -> None:
         """Take in what other writers published.
 

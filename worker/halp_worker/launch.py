@@ -16,6 +16,8 @@ import torch
 
 from halp_producer import server
 from halp_producer.job import Job
+from halp_producer.keys import RunKeys
+from halp_store.address import storage_at
 from halp_store.layout import Layout
 from halp_worker.assembly import Engine, serve, worker_name
 from halp_worker.devices import resolve_device
@@ -36,6 +38,7 @@ from halp_worker.model.parts import rope_index
 from halp_worker.model.ranks import Ranks, ShardedExtractor, rank_count
 from halp_worker.model.rehearsal import rehearse
 from halp_worker.model.risk import Foresight
+from halp_worker.run_store import check_store_of_run
 from halp_worker.service import Tally
 from halp_worker.settings import WorkerSettings
 from halp_worker.start_checks import (
@@ -45,6 +48,7 @@ from halp_worker.start_checks import (
     check_store,
     is_all_failed,
 )
+from halp_worker.store_outage import open_patiently
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,8 @@ def _run_first(settings: WorkerSettings, ranks: Ranks | None, foresight: Foresig
     name = worker_name()
     try:
         check_run(client, settings.run, until_empty=settings.until_empty)
+        storage = storage_at(settings.store)
+        open_patiently(lambda: check_store_of_run(client, RunKeys(settings.run), storage))
         blueprint = plan(settings, foresight)
         with ExitStack() as stack:
             model = settings.model
