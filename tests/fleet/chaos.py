@@ -27,9 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import redis
 from chaos_compactors import Compactors
 from chaos_producers import Producers, write_dataset
 from chaos_server import SERVERS, ChaosServer, NotHere, binary_of, client_of
+from chaos_store import StoreDisk
 from chaos_verdict import Verdict, judge
 from chaos_watch import Broken, Repeating, Sampler, Story
 from stand_in import STEPS
@@ -49,6 +51,9 @@ FAULTS = {
     "hang up": 10,
     "compact": 10,
     "fill": 6,
+    "fill store": 4,
+    "move store": 4,
+    "exchange store": 3,
     "restart": 3,
     "kill server": 3,
 }
@@ -86,6 +91,8 @@ class Outcome:
             f"{c['pause']} stops ({c['struck']} more at a step), {c['term']} terms, "
             f"{c['kill producer']} producer kills, {c['compact']} compactions, "
             f"{c['restart']}+{c['kill server']} server restarts+kills, {c['fill']} full phases, "
+            f"{c['fill store']} full, {c['move store']} moved and {c['exchange store']} exchanged "
+            "stores, "
             f"{c['hang up']} hang-ups; {c['deaths']} deaths in all, {c['lost']} leases lost, "
             f"{c['taken']} takeovers, "
             f"{c['forgotten']} writes forgotten; {v.segments} segments, {v.fenced} fenced; "
@@ -109,7 +116,11 @@ class Chaos:
         self._producers = Producers(
             seed, folder, self._server, self._keys, self.story, self.problems
         )
-        self._compactors = Compactors(self.fleet.store_path, folder, self.story, self.problems)
+        self.fleet.store_path = folder / "disk" / "store.zarr"
+        self._disk = StoreDisk(self.fleet.store_path, self.story, self.problems)
+        self._compactors = Compactors(
+            self.fleet.store_path, folder, self.story, self.problems, self._disk.excuses
+        )
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._tickets = itertools.count()
         self._told: dict[int, set[int]] = {}  # worker -> signals that we sent
@@ -172,12 +183,21 @@ class Chaos:
             done = victim is not None and self._hurt(kind, victim, share)
         elif kind == "kill producer":
             done = self._producers.kill()
+        elif kind.endswith("store"):
+            # Before rows are stored, a worker that finds no store rightly makes one.
+            done = self._has_rows() and self._disk.hurt(kind)
+            self._later(0.5 + 2 * share, self._disk.heal)
         elif kind == "compact":
             done = self._compactors.start()
             self._later(4 * share, self._compactors.kill)
         else:
             done = self._server.is_up and self._hurt_server(kind, share)
         self.outcome.counts[kind] += bool(done)
+
+    def _has_rows(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(self.fleet.status().done)
+        return False
 
     def _hurt(self, kind: str, victim: int, share: float) -> bool:
         worker = self.fleet.workers[victim]
@@ -265,8 +285,10 @@ class Chaos:
         self.story.tell(f"worker {index} ended with {code}")
         was_told = signal.SIGTERM in self._told[index]
         allowed = {-signal.SIGKILL, 0, -signal.SIGTERM} if was_told else {-signal.SIGKILL}
+        tail = worker.log.read_text(errors="replace")[-3000:]
+        if code == 1 and self._disk.excuses(tail):
+            return
         if code not in allowed:
-            tail = worker.log.read_text(errors="replace")[-3000:]
             self.problems.append(f"worker {index} ended with {code}\n{tail}")
 
     # -- the calm --------------------------------------------------------------------------
@@ -278,6 +300,7 @@ class Chaos:
         for _, _, action in sorted(self._agenda):
             action()
         self._agenda.clear()
+        self._disk.heal()
         self._producers.end()
         self._compactors.end()
         dataset = self._folder / "dataset.jsonl"
@@ -369,6 +392,10 @@ class Chaos:
         self._server.stop(signal.SIGKILL)
         self.story.close()
 
+    def unmount(self) -> None:
+        """After the verdict, which reads the store."""
+        self._disk.end()
+
 
 def run_chaos(seed: int, server: str, seconds: float, *, keep: bool = False) -> Outcome:
     """One run; its folder is kept if something is wrong. Raises NotHere."""
@@ -392,6 +419,7 @@ def run_chaos(seed: int, server: str, seconds: float, *, keep: bool = False) -> 
         chaos.end()
         outcome.seconds = time.monotonic() - started
         chaos.read_logs()
+        chaos.unmount()
         if outcome.ok and not keep:
             shutil.rmtree(folder)
             outcome.folder = None

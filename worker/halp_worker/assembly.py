@@ -37,7 +37,7 @@ from halp_worker.live_line import live_line
 from halp_worker.logs import belong_to
 from halp_worker.metrics import Metrics
 from halp_worker.retry import RetryPolicy
-from halp_worker.run_store import check_store_of_run, record_store_of_run
+from halp_worker.run_store import check_store_of_run, record_store_of_run, store_of_run
 from halp_worker.service import Extracts, Service, Tally
 from halp_worker.settings import WorkerSettings
 from halp_worker.store_outage import open_patiently
@@ -89,20 +89,6 @@ def serve(
     metrics.describe(
         worker=name, run=settings.run, model=settings.model.model, device=engine.device
     )
-    storage = storage_at(settings.store)
-    open_patiently(lambda: check_store_of_run(client, keys, storage))
-    writer = open_patiently(
-        lambda: StoreWriter.open(
-            settings.store,
-            engine.layout,
-            worker=name,
-            provenance=engine.provenance,
-            flush_rows=settings.flush_rows,
-            # Workers that start together should not flush together: up to a quarter sooner.
-            flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311
-        )
-    )
-    record_store_of_run(client, keys, writer.store_id)
     place = place_of(settings.image_root, allow_urls=settings.allow_urls)
     consumer = Consumer(
         client,
@@ -114,6 +100,21 @@ def serve(
         on_lost=metrics.lease_lost,
         on_poll=metrics.polled,
     )
+    storage = storage_at(settings.store)
+    stored_in = consumer.persist(lambda: store_of_run(client, keys))
+    open_patiently(lambda: check_store_of_run(settings.run, stored_in, storage))
+    writer = open_patiently(
+        lambda: StoreWriter.open(
+            settings.store,
+            engine.layout,
+            worker=name,
+            provenance=engine.provenance,
+            flush_rows=settings.flush_rows,
+            # Workers that start together should not flush together: up to a quarter sooner.
+            flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311
+        )
+    )
+    consumer.persist(lambda: record_store_of_run(client, keys, writer.store_id))
     port = settings.metrics_port
     endpoint = nullcontext() if port is None else metrics.serve(settings.metrics_host, port)
     batcher = Batcher(

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 
@@ -30,6 +30,8 @@ from halp_worker.mention import jobs, named
 from halp_worker.retry import LONGEST_DELAY_MS
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
@@ -465,6 +467,11 @@ class Consumer:
         """Jobs of the run that are waiting, delayed or in anyone's hands."""
         length, _ = self._persist(lambda: self._client.xlen(self._keys.jobs))
         return int(length)
+
+    def persist(self, request: Callable[[], T]) -> T:
+        """What the server answers, waited for as long as it is away."""
+        reply: T = self._persist(request)[0]
+        return reply
 
     def _persist(self, request: Callable[[], Any]) -> tuple[Any, bool]:
         """The reply, and whether an earlier try may have taken effect without one."""

@@ -38,7 +38,7 @@ from halp_worker.model.parts import rope_index
 from halp_worker.model.ranks import Ranks, ShardedExtractor, rank_count
 from halp_worker.model.rehearsal import rehearse
 from halp_worker.model.risk import Foresight
-from halp_worker.run_store import check_store_of_run
+from halp_worker.run_store import check_store_of_run, store_of_run
 from halp_worker.service import Tally
 from halp_worker.settings import WorkerSettings
 from halp_worker.start_checks import (
@@ -88,7 +88,8 @@ def _run_first(settings: WorkerSettings, ranks: Ranks | None, foresight: Foresig
     try:
         check_run(client, settings.run, until_empty=settings.until_empty)
         storage = storage_at(settings.store)
-        open_patiently(lambda: check_store_of_run(client, RunKeys(settings.run), storage))
+        stored_in = store_of_run(client, RunKeys(settings.run))
+        open_patiently(lambda: check_store_of_run(settings.run, stored_in, storage))
         blueprint = plan(settings, foresight)
         with ExitStack() as stack:
             model = settings.model

@@ -16,21 +16,10 @@ from halp_store.storage import METADATA, Storage
 from halp_worker.fates import FatalError
 
 
-def check_store_of_run(client: redis.Redis, keys: RunKeys, storage: Storage) -> None:
-    """Raise FatalError if rows of this run are in a store that is not at this place."""
+def store_of_run(client: redis.Redis, keys: RunKeys) -> str | None:
+    """The id of the store that rows of this run are in; None without rows, or if it is unknown."""
     recorded: Any = client.get(keys.store)
-    if recorded is None or not _has_rows(client, keys):
-        return
-    if storage.read(METADATA) is None:
-        raise FatalError(
-            f"{storage.where}: there is no store, but rows of run {keys.run} are in one already: "
-            "mount it or move it back there, or enqueue into another --run"
-        )
-    if (read_root(storage).store_id or "").encode() != recorded:
-        raise FatalError(
-            f"{storage.where}: is not the store that rows of run {keys.run} are in: give the path "
-            "of that one, or enqueue into another --run"
-        )
+    return recorded.decode() if recorded and _has_rows(client, keys) else None
 
 
 def record_store_of_run(client: redis.Redis, keys: RunKeys, store_id: str | None) -> None:
@@ -38,6 +27,25 @@ def record_store_of_run(client: redis.Redis, keys: RunKeys, store_id: str | None
     None in a store of an older version, which has none."""
     if store_id is not None and not _has_rows(client, keys):
         client.set(keys.store, store_id)
+
+
+def check_store_of_run(run: str, store_id: str | None, storage: Storage) -> None:
+    """Raise FatalError unless the store with this id is at this place. store_id: None, any will do.
+
+    Raises StoreError, too.
+    """
+    if store_id is None:
+        return
+    if storage.read(METADATA) is None:
+        raise FatalError(
+            f"{storage.where}: there is no store, but rows of run {run} are in one already: "
+            "mount it or move it back there, or enqueue into another --run"
+        )
+    if read_root(storage).store_id != store_id:
+        raise FatalError(
+            f"{storage.where}: is not the store that rows of run {run} are in: give the path of "
+            "that one, or enqueue into another --run"
+        )
 
 
 def _has_rows(client: redis.Redis, keys: RunKeys) -> bool:
