@@ -114,6 +114,19 @@ def test_a_run_whose_every_job_failed_ends_with_four(work, enqueue, tiny):
         assert done.exit_code == 0, done.output
 
 
+def test_a_run_that_was_cancelled_did_not_fail(client, run, keys, enqueue):
+    """Only what failed by itself ends with 4."""
+    from halp_producer.moves import cancel_jobs
+    from halp_worker.start_checks import is_all_failed
+
+    enqueue(make_job(1), make_job(2))
+    assert not is_all_failed(client, run), "it has not ended"
+    list(cancel_jobs(client, keys, ["q1", "q2"]))
+    assert not is_all_failed(client, run)
+    client.hset(keys.counts, mapping={"failed:cancelled": 1, "failed:image_missing": 1})
+    assert is_all_failed(client, run)
+
+
 # -- before weights ------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import redis
 
-from halp_producer.keys import DONE, ENQUEUED, FAILED, RunKeys
+from halp_producer.keys import DONE, ENQUEUED, FAILED, FAILED_FOR, RunKeys
+from halp_producer.moves import CANCELLED
 from halp_store.address import storage_at
 from halp_store.layout import Layout
 from halp_store.root import read_root, require_same, stored_scores
@@ -30,6 +31,8 @@ from halp_worker.settings import WorkerSettings
 from halp_worker.store_outage import open_patiently
 
 log = logging.getLogger(__name__)
+
+_CANCELLED: Final = FAILED_FOR + CANCELLED
 
 _KEYS_LOOKED_AT: Final = 10_000
 """Of the server, for names like the run's."""
@@ -55,7 +58,7 @@ def check_run(client: redis.Redis, run: str, *, until_empty: bool) -> None:
 
 
 def is_all_failed(client: redis.Redis, run: str) -> bool:
-    """Whether the run has ended, and every job of it failed."""
+    """Whether the run has ended, and every job of it failed: not all by being cancelled."""
     keys = RunKeys(run)
     try:
         counts = _counts(client, keys)
@@ -63,7 +66,7 @@ def is_all_failed(client: redis.Redis, run: str) -> bool:
         log.warning("could not ask how run %s ended: %s", run, error)
         return False
     failed = counts.get(FAILED, 0)
-    return failed > 0 and failed == counts.get(ENQUEUED)
+    return failed > counts.get(_CANCELLED, 0) and failed == counts.get(ENQUEUED)
 
 
 def check_settings(settings: WorkerSettings, ranks: int) -> None:
@@ -121,7 +124,7 @@ def _check_image_root(root: Path) -> None:
 
 def _counts(client: redis.Redis, keys: RunKeys) -> dict[str, int]:
     counts: Any = client.hgetall(keys.counts)
-    wanted = (ENQUEUED, DONE, FAILED)
+    wanted = (ENQUEUED, DONE, FAILED, _CANCELLED)
     return {name: int(counts[name.encode()]) for name in wanted if name.encode() in counts}
 
 
