@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from dataclasses import replace
@@ -155,6 +156,13 @@ def test_what_needs_no_weights_is_refused_without_them(work, enqueue, hollow, cl
                 "--max-pixels",
                 800,
             ): "--min-pixels 900 is above --max-pixels 800",
+            (
+                "--min-pixels",
+                1,
+                "--max-pixels",
+                500,
+            ): "--max-pixels 500 is below the 784 pixels of one image token (28 x 28)",
+            ("--min-pixels", 1, "--max-pixels", 784): "has no weights",
             ("--max-new-tokens", 2048): "2048 tokens, which is too short for the smallest image",
             ("--max-new-tokens", 2040): "shortest prompt does not fit its context of 2048 tokens",
             ("--layers", "0"): "has no weights",
@@ -175,7 +183,9 @@ MISFITS = {
         "min_pixels 99999 is above the checkpoint's max_pixels 50176",
     ),
     "zero": ({"min_pixels": 0}, "expected numbers of pixels above 0"),
-    "colours": ({"image_mean": [0.5, 0.5]}, "a made image and a question could not be prepared"),
+    "colours": ({"image_mean": [0.5, 0.5]}, "its image_mean is (0.5, 0.5), expected 3 numbers"),
+    "no-spread": ({"image_std": [0, 0, 0]}, "its image_std is (0, 0, 0), expected 3 numbers"),
+    "resampling": ({"resample": 99}, "a made image and a question could not be prepared"),
 }
 
 
@@ -194,6 +204,21 @@ def test_a_preprocessor_of_another_model_is_refused_without_weights(hollow, tmp_
     with pytest.raises(FatalError) as caught:
         rehearse_inputs("m", read_blueprint(ModelSettings(str(folder))), ("query_token",))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_config_whose_parts_do_not_fit_is_refused_without_weights(hollow, tmp_path):
+    """The vision encoder's tokens go into the decoder: both widths are said."""
+    from halp_worker.fates import FatalError
+    from halp_worker.model.blueprint import read_blueprint
+    from halp_worker.settings import ModelSettings
+
+    folder = shutil.copytree(hollow, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["out_hidden_size"] = 128
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FatalError, match=r"gives 128 numbers .* decoder takes 64 "):
+        read_blueprint(ModelSettings(str(folder)))
 
 
 @pytest.mark.slow
