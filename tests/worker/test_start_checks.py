@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from dataclasses import replace
@@ -11,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from halp_worker.cli import app
+from halp_worker.fates import FatalError
+from halp_worker.start_checks import _check_store_folder
 
 from .conftest import QUESTIONS, make_job, random_probe, rewrite
 
@@ -70,7 +73,6 @@ def test_a_user_who_may_not_ask_for_other_runs_is_told_the_same(client, run, enq
     """The user of least privilege of docs/server.md has no SCAN."""
     import redis
 
-    from halp_worker.fates import FatalError
     from halp_worker.start_checks import check_run
 
     enqueue(make_job(1))
@@ -193,7 +195,6 @@ MISFITS = {
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_a_preprocessor_of_another_model_is_refused_without_weights(hollow, tmp_path, misfit):
     """With both numbers; what has no sentence of its own fails in the rehearsal."""
-    from halp_worker.fates import FatalError
     from halp_worker.model.blueprint import read_blueprint
     from halp_worker.model.rehearsal import rehearse_inputs
     from halp_worker.settings import ModelSettings
@@ -209,7 +210,6 @@ def test_a_preprocessor_of_another_model_is_refused_without_weights(hollow, tmp_
 @pytest.mark.slow
 def test_a_config_whose_parts_do_not_fit_is_refused_without_weights(hollow, tmp_path):
     """The vision encoder's tokens go into the decoder: both widths are said."""
-    from halp_worker.fates import FatalError
     from halp_worker.model.blueprint import read_blueprint
     from halp_worker.settings import ModelSettings
 
@@ -268,6 +268,25 @@ def test_a_store_of_other_weights_is_refused_before_they_are_loaded(
     refused(work(folder), "fingerprint.weights: the store has")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_takes_no_files_is_no_place_for_a_store(tmp_path):
+    """The user's own, without its write bit."""
+    tmp_path.chmod(0o555)
+    with pytest.raises(FatalError, match="is read-only, or not yours"):
+        _check_store_folder(str(tmp_path / "a" / "s.zarr"))
+
+
+def test_the_nearest_folder_that_is_there_is_asked(tmp_path, monkeypatch):
+    """By what the system says of it; URLs are none, and nothing is made."""
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    with pytest.raises(FatalError, match=f"{tmp_path} is read-only"):
+        _check_store_folder(str(tmp_path / "a" / "s.zarr"))
+    _check_store_folder("s3://bucket/s.zarr")
+    assert asked == [tmp_path]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_image_root_without_images_is_told(tmp_path, caplog):
     """Empty, or not there any more: it may be right, where all images are URLs."""
     from halp_worker.start_checks import _check_image_root
@@ -306,7 +325,7 @@ def test_the_rehearsal_finds_what_only_a_forward_shows(bench, monkeypatch):
     thrown away."""
     import torch
 
-    from halp_worker.fates import DeviceBroken, FatalError
+    from halp_worker.fates import DeviceBroken
     from halp_worker.model.rehearsal import rehearse
 
     bench = bench("2-layers")

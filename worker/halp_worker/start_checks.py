@@ -16,7 +16,7 @@ import redis
 
 from halp_producer.keys import DONE, ENQUEUED, FAILED, FAILED_FOR, RunKeys
 from halp_producer.moves import CANCELLED
-from halp_store.address import storage_at
+from halp_store.address import is_url, storage_at
 from halp_store.layout import Layout
 from halp_store.root import read_root, require_same, stored_scores
 from halp_store.storage import Storage
@@ -73,6 +73,7 @@ def check_settings(settings: WorkerSettings, ranks: int) -> None:
     """What needs no checkpoint. Raises FatalError or StoreError; what may be right is warned of."""
     choose_positions(settings.positions)
     storage_at(settings.store)
+    _check_store_folder(settings.store)
     check_device(settings.model, ranks)
     _check_image_root(settings.image_root)
     if settings.metrics_port:
@@ -111,6 +112,19 @@ def check_store(settings: WorkerSettings, layout: Layout, blueprint: Blueprint) 
 def stored_layout(storage: Storage) -> Layout | None:
     """That of the store; None where there is no store yet. Raises StoreError."""
     return None if stored_scores(storage) is None else read_root(storage).layout
+
+
+def _check_store_folder(store: str) -> None:
+    """Whether the nearest folder of a path that is there takes files. Nothing is made."""
+    if is_url(store):
+        return
+    place = Path(store).absolute()
+    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    if os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):  # noqa: PTH112 - never raises
+        raise FatalError(
+            f"--store {store}: {there} is read-only, or not yours to write into: take another "
+            "place, or change its mount or permissions"
+        )
 
 
 def _check_image_root(root: Path) -> None:
