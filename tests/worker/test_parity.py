@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as library
@@ -10,6 +12,21 @@ from halp_worker.demo import SHAPES
 from halp_worker.fates import FatalError
 
 pytestmark = pytest.mark.slow
+
+
+def test_weights_that_are_no_numbers_are_said_to_be_so(tmp_path):
+    """It is the files that are damaged, and not our passes."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(SHAPES, tmp_path / "model")
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in tensors:
+            if name.endswith("layers.1.mlp.down_proj.weight"):
+                tensors[name].fill_(torch.nan)
+        save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(FatalError, match="own states are not finite, first after layer 1: its"):
+        load(folder)
 
 
 def load(folder, dtype="float32"):

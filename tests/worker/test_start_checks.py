@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
 from dataclasses import replace
@@ -10,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from halp_worker.cli import app
+from halp_worker.fates import FatalError
+from halp_worker.start_checks import _check_store_folder
 
 from .conftest import QUESTIONS, make_job, random_probe, rewrite
 
@@ -69,7 +73,6 @@ def test_a_user_who_may_not_ask_for_other_runs_is_told_the_same(client, run, enq
     """The user of least privilege of docs/server.md has no SCAN."""
     import redis
 
-    from halp_worker.fates import FatalError
     from halp_worker.start_checks import check_run
 
     enqueue(make_job(1))
@@ -114,6 +117,19 @@ def test_a_run_whose_every_job_failed_ends_with_four(work, enqueue, tiny):
         assert done.exit_code == 0, done.output
 
 
+def test_a_run_that_was_cancelled_did_not_fail(client, run, keys, enqueue):
+    """Only what failed by itself ends with 4."""
+    from halp_producer.moves import cancel_jobs
+    from halp_worker.start_checks import is_all_failed
+
+    enqueue(make_job(1), make_job(2))
+    assert not is_all_failed(client, run), "it has not ended"
+    list(cancel_jobs(client, keys, ["q1", "q2"]))
+    assert not is_all_failed(client, run)
+    client.hset(keys.counts, mapping={"failed:cancelled": 1, "failed:image_missing": 1})
+    assert is_all_failed(client, run)
+
+
 # -- before weights ------------------------------------------------------------------------------
 
 
@@ -142,6 +158,13 @@ def test_what_needs_no_weights_is_refused_without_them(work, enqueue, hollow, cl
                 "--max-pixels",
                 800,
             ): "--min-pixels 900 is above --max-pixels 800",
+            (
+                "--min-pixels",
+                1,
+                "--max-pixels",
+                500,
+            ): "--max-pixels 500 is below the 784 pixels of one image token (28 x 28)",
+            ("--min-pixels", 1, "--max-pixels", 784): "has no weights",
             ("--max-new-tokens", 2048): "2048 tokens, which is too short for the smallest image",
             ("--max-new-tokens", 2040): "shortest prompt does not fit its context of 2048 tokens",
             ("--layers", "0"): "has no weights",
@@ -162,7 +185,9 @@ MISFITS = {
         "min_pixels 99999 is above the checkpoint's max_pixels 50176",
     ),
     "zero": ({"min_pixels": 0}, "expected numbers of pixels above 0"),
-    "colours": ({"image_mean": [0.5, 0.5]}, "a made image and a question could not be prepared"),
+    "colours": ({"image_mean": [0.5, 0.5]}, "its image_mean is (0.5, 0.5), expected 3 numbers"),
+    "no-spread": ({"image_std": [0, 0, 0]}, "its image_std is (0, 0, 0), expected 3 numbers"),
+    "resampling": ({"resample": 99}, "a made image and a question could not be prepared"),
 }
 
 
@@ -170,7 +195,6 @@ MISFITS = {
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_a_preprocessor_of_another_model_is_refused_without_weights(hollow, tmp_path, misfit):
     """With both numbers; what has no sentence of its own fails in the rehearsal."""
-    from halp_worker.fates import FatalError
     from halp_worker.model.blueprint import read_blueprint
     from halp_worker.model.rehearsal import rehearse_inputs
     from halp_worker.settings import ModelSettings
@@ -181,6 +205,20 @@ def test_a_preprocessor_of_another_model_is_refused_without_weights(hollow, tmp_
     with pytest.raises(FatalError) as caught:
         rehearse_inputs("m", read_blueprint(ModelSettings(str(folder))), ("query_token",))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_config_whose_parts_do_not_fit_is_refused_without_weights(hollow, tmp_path):
+    """The vision encoder's tokens go into the decoder: both widths are said."""
+    from halp_worker.model.blueprint import read_blueprint
+    from halp_worker.settings import ModelSettings
+
+    folder = shutil.copytree(hollow, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["out_hidden_size"] = 128
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FatalError, match=r"gives 128 numbers .* decoder takes 64 "):
+        read_blueprint(ModelSettings(str(folder)))
 
 
 @pytest.mark.slow
@@ -230,6 +268,25 @@ def test_a_store_of_other_weights_is_refused_before_they_are_loaded(
     refused(work(folder), "fingerprint.weights: the store has")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_takes_no_files_is_no_place_for_a_store(tmp_path):
+    """The user's own, without its write bit."""
+    tmp_path.chmod(0o555)
+    with pytest.raises(FatalError, match="is read-only, or not yours"):
+        _check_store_folder(str(tmp_path / "a" / "s.zarr"))
+
+
+def test_the_nearest_folder_that_is_there_is_asked(tmp_path, monkeypatch):
+    """By what the system says of it; URLs are none, and nothing is made."""
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    with pytest.raises(FatalError, match=f"{tmp_path} is read-only"):
+        _check_store_folder(str(tmp_path / "a" / "s.zarr"))
+    _check_store_folder("s3://bucket/s.zarr")
+    assert asked == [tmp_path]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_image_root_without_images_is_told(tmp_path, caplog):
     """Empty, or not there any more: it may be right, where all images are URLs."""
     from halp_worker.start_checks import _check_image_root
@@ -268,7 +325,7 @@ def test_the_rehearsal_finds_what_only_a_forward_shows(bench, monkeypatch):
     thrown away."""
     import torch
 
-    from halp_worker.fates import DeviceBroken, FatalError
+    from halp_worker.fates import DeviceBroken
     from halp_worker.model.rehearsal import rehearse
 
     bench = bench("2-layers")

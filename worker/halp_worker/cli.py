@@ -214,7 +214,7 @@ def run(
         f"{tally.done} stored{abstained}, {tally.already_stored} already in the store, "
         f"{tally.failed} failed"
     )
-    if tally.failed:
+    if tally.failed or ended.is_all_failed:
         typer.echo(f"See why: halp-producer failed list --run {run_name}", err=True)
     if ended.is_all_failed:
         raise typer.Exit(ALL_FAILED)

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import redis
 
-from halp_producer.keys import DONE, ENQUEUED, FAILED, RunKeys
-from halp_store.address import storage_at
+from halp_producer.keys import DONE, ENQUEUED, FAILED, FAILED_FOR, RunKeys
+from halp_producer.moves import CANCELLED
+from halp_store.address import is_url, storage_at
 from halp_store.layout import Layout
 from halp_store.root import read_root, require_same, stored_scores
 from halp_store.storage import Storage
@@ -30,6 +31,8 @@ from halp_worker.settings import WorkerSettings
 from halp_worker.store_outage import open_patiently
 
 log = logging.getLogger(__name__)
+
+_CANCELLED: Final = FAILED_FOR + CANCELLED
 
 _KEYS_LOOKED_AT: Final = 10_000
 """Of the server, for names like the run's."""
@@ -55,7 +58,7 @@ def check_run(client: redis.Redis, run: str, *, until_empty: bool) -> None:
 
 
 def is_all_failed(client: redis.Redis, run: str) -> bool:
-    """Whether the run has ended, and every job of it failed."""
+    """Whether the run has ended, and every job of it failed: not all by being cancelled."""
     keys = RunKeys(run)
     try:
         counts = _counts(client, keys)
@@ -63,13 +66,14 @@ def is_all_failed(client: redis.Redis, run: str) -> bool:
         log.warning("could not ask how run %s ended: %s", run, error)
         return False
     failed = counts.get(FAILED, 0)
-    return failed > 0 and failed == counts.get(ENQUEUED)
+    return failed > counts.get(_CANCELLED, 0) and failed == counts.get(ENQUEUED)
 
 
 def check_settings(settings: WorkerSettings, ranks: int) -> None:
     """What needs no checkpoint. Raises FatalError or StoreError; what may be right is warned of."""
     choose_positions(settings.positions)
     storage_at(settings.store)
+    _check_store_folder(settings.store)
     check_device(settings.model, ranks)
     _check_image_root(settings.image_root)
     if settings.metrics_port:
@@ -110,6 +114,19 @@ def stored_layout(storage: Storage) -> Layout | None:
     return None if stored_scores(storage) is None else read_root(storage).layout
 
 
+def _check_store_folder(store: str) -> None:
+    """Whether the nearest folder of a path that is there takes files. Nothing is made."""
+    if is_url(store):
+        return
+    place = Path(store).absolute()
+    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    if os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK):  # noqa: PTH112 - never raises
+        raise FatalError(
+            f"--store {store}: {there} is read-only, or not yours to write into: take another "
+            "place, or change its mount or permissions"
+        )
+
+
 def _check_image_root(root: Path) -> None:
     try:
         with os.scandir(root) as entries:
@@ -121,7 +138,7 @@ def _check_image_root(root: Path) -> None:
 
 def _counts(client: redis.Redis, keys: RunKeys) -> dict[str, int]:
     counts: Any = client.hgetall(keys.counts)
-    wanted = (ENQUEUED, DONE, FAILED)
+    wanted = (ENQUEUED, DONE, FAILED, _CANCELLED)
     return {name: int(counts[name.encode()]) for name in wanted if name.encode() in counts}
 
 

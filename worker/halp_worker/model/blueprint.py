@@ -129,6 +129,13 @@ def _load_config(settings: ModelSettings, checkpoint: Checkpoint) -> Any:
             f"model {settings.model}: rope_scaling {rope} in config.json makes a state depend on "
             "the prompts before it: take another, as all published Qwen2.5-VL do"
         )
+    width, expected = int(config.vision_config.out_hidden_size), int(text.hidden_size)
+    if width != expected:
+        raise FatalError(
+            f"model {settings.model}: config.json: the vision encoder gives {width} numbers for a "
+            f"token (out_hidden_size), the decoder takes {expected} (hidden_size): take the "
+            "config.json of the checkpoint that the weights are of"
+        )
     for part in (config, text, config.vision_config):
         # What the passes rely on, whatever config.json says.
         part.return_dict, part.output_hidden_states, part.output_attentions = True, False, False

@@ -93,7 +93,15 @@ class ParityCheck:
         self._expected = self._own_forward()
 
     def require_same_states(self) -> None:
-        """Raises FatalError naming the first place where our passes give other states."""
+        """Raises FatalError naming the first place where our passes give other states, or where the
+        model's own are no numbers."""
+        for name, states in self._expected.stages.items():
+            if not states.isfinite().all():
+                raise FatalError(
+                    f"this model's own states are not finite, first {name}: its weights are "
+                    f"damaged, or beyond what {self._model.dtype} holds: copy or download it "
+                    "again, or take another --dtype"
+                )
         found = self._our_passes().distances(self._expected)
         measured = self._second.distances(self._expected)
         rounding = torch.finfo(self._model.dtype).eps

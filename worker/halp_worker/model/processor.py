@@ -34,6 +34,7 @@ def load_processor(settings: ModelSettings, checkpoint: Checkpoint, config: Any)
         raise _unreadable(settings.model, checkpoint, error) from None
     _check_parts(settings.model, processor)
     _check_sizes(settings, processor.image_processor, config)
+    _check_colours(settings.model, processor.image_processor, config)
     _check_tokens(settings.model, processor, config)
     _check_template(settings.model, processor)
     return processor
@@ -91,6 +92,29 @@ def _check_sizes(settings: ModelSettings, images: Any, config: Any) -> None:
         )
     if limits[0] > limits[1]:
         raise FatalError(f"model {settings.model}: {whose[0]} is above {whose[1]}: no image fits")
+    side = int(images.patch_size) * int(images.merge_size)
+    if limits[1] < side * side:
+        raise FatalError(
+            f"model {settings.model}: {whose[1]} is below the {side * side} pixels of one image "
+            f"token ({side} x {side}): raise --max-pixels"
+        )
+
+
+def _check_colours(name: str, images: Any, config: Any) -> None:
+    """A mean and a spread for each channel: one that is zero gives infinite pixels."""
+    channels = int(config.vision_config.in_channels)
+    for entry in ("image_mean", "image_std"):
+        values = getattr(images, entry, None)
+        least = float("-inf") if entry == "image_mean" else 0
+        if not (
+            isinstance(values, list | tuple)
+            and len(values) == channels
+            and all(value > least for value in values)
+        ):
+            raise FatalError(
+                f"processor of {name}: its {entry} is {values}, expected {channels} numbers, and "
+                "above 0 for image_std: take preprocessor_config.json from a published Qwen2.5-VL"
+            )
 
 
 def _check_tokens(name: str, processor: Any, config: Any) -> None:
@@ -100,6 +124,12 @@ def _check_tokens(name: str, processor: Any, config: Any) -> None:
         raise FatalError(
             f"tokenizer of {name}: has {tokens} tokens, the model {vocabulary}: it is another "
             "model's, take the files of one checkpoint"
+        )
+    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if last >= vocabulary:
+        raise FatalError(
+            f"tokenizer of {name}: its token {token} is {last}, the model has {vocabulary} of "
+            "them: it is another model's, take the files of one checkpoint"
         )
     expected = {
         str(processor.image_token): int(config.image_token_id),

@@ -27,8 +27,9 @@ from halp_worker.model.inputs import InputBuilder, Sample
 from halp_worker.model.loading import LoadedModel
 from halp_worker.model.risk import Foresight
 
-_SIZE: Final = (84, 56)
-"""Of the image: six tokens of a published checkpoint, if no limit makes it larger."""
+_SIZE: Final = (56, 56)
+"""Of the image: four tokens of a published checkpoint, if no limit makes it larger. Square, since
+it is then resized to a single token where the limits allow no more."""
 
 _NEW_TOKENS: Final = 2
 """The first comes from the prompt, the second from a decode step."""
