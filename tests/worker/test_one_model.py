@@ -119,6 +119,18 @@ def test_every_small_file_that_shapes_an_answer_counts(tiny, tmp_path):
     assert len(seen) == len(files) + 1
 
 
+def test_a_template_in_the_folder_of_named_ones_counts(tiny, tmp_path):
+    """transformers takes `default.jinja` from there if the checkpoint has no other template."""
+    folder = shutil.copytree(tiny, tmp_path / "named")
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    seen = set()
+    for words in ("Answer briefly.", "Answer at length."):
+        (templates / "default.jinja").write_text(words)
+        seen.add(checkpoint_of(folder).revision)
+    assert len(seen) == 2
+
+
 def test_weights_replaced_in_the_hubs_cache_are_another_model(tiny, tmp_path):
     """The commit is the folder's name, and says nothing of what lies in it now."""
     from halp_worker.demo.checkpoint_files import SmallShape
