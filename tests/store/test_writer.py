@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halp_store.compaction import compact
-from halp_store.errors import GoneSegment, PublishFailed, StoreMismatch
+from halp_store.errors import GoneSegment, PublishFailed, StoreGone, StoreMismatch
 from halp_store.features import Receipt, RowKey
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
@@ -283,7 +283,9 @@ def test_staged_files_that_somebody_removes_are_staged_again(tmp_path, make_rows
         def sync(self, prefixes):
             if self.sweeps:
                 self.sweeps -= 1
-                shutil.rmtree(tmp_path / "segments")
+                for staged in (tmp_path / "segments").iterdir():
+                    if not (staged / "zarr.json").exists():
+                        shutil.rmtree(staged)
             super().sync(prefixes)
 
     storage = Swept(tmp_path)
@@ -295,3 +297,22 @@ def test_staged_files_that_somebody_removes_are_staged_again(tmp_path, make_rows
     with pytest.raises(PublishFailed):
         writer.flush()
     assert writer.rows_buffered == 1
+
+
+@pytest.mark.parametrize("instead", [None, "another"])
+def test_segments_that_are_moved_away_take_no_row_along(instead, tmp_path, open_writer, make_rows):
+    """The root is still there, but what is acknowledged has to be where the other rows are."""
+    writer = open_writer(tmp_path)
+    writer.append(make_rows(["a"]))
+    writer.flush()
+    (tmp_path / "segments").rename(tmp_path / "away")
+    if instead:
+        (tmp_path / "segments").mkdir()
+    writer.append(make_rows(["b"]))
+    with pytest.raises(StoreGone, match="segments were unmounted, moved or deleted"):
+        writer.flush()
+    if instead:
+        (tmp_path / "segments").rmdir()
+    (tmp_path / "away").rename(tmp_path / "segments")
+    assert writer.flush().receipt is not None
+    assert list(open_store(tmp_path).ids) == ["a", "b"]
