@@ -119,6 +119,16 @@ def test_every_small_file_that_shapes_an_answer_counts(tiny, tmp_path):
     assert len(seen) == len(files) + 1
 
 
+@pytest.mark.parametrize("odd", [[[7]], True, "7", None])
+def test_what_is_no_token_number_stops_no_answer(tiny, tmp_path, odd):
+    """`true` is not token 1, and a list in a list is no error without a sentence."""
+    folder = shutil.copytree(tiny, tmp_path / "odd")
+    rewrite(folder / "generation_config.json", eos_token_id=odd)
+    stops = checkpoint_of(folder).stop_tokens
+    assert set(stops) <= set(checkpoint_of(tiny).stop_tokens)
+    assert all(type(stop) is int for stop in stops)
+
+
 def test_a_template_in_the_folder_of_named_ones_counts(tiny, tmp_path):
     """transformers takes `default.jinja` from there if the checkpoint has no other template."""
     folder = shutil.copytree(tiny, tmp_path / "named")
