@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from halp_store.compaction import compact
-from halp_store.errors import GoneSegment, PublishFailed, StoreGone, StoreMismatch
+from halp_store.errors import StoreGone, StoreMismatch
 from halp_store.features import Receipt, RowKey
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
-from halp_store.writer import Flush, StoreWriter
+from halp_store.writer import Flush
 
 
 class Clock:
@@ -258,45 +258,6 @@ def test_an_answer_that_cannot_be_read_is_not_given(tmp_path, open_writer, make_
         chunk.write_bytes(b"damaged") if chunk.is_file() else shutil.rmtree(chunk)
     (one,) = writer.receipt_for([RowKey("a", "a-a")]).stored
     assert (one.segment, one.row, one.answer) == (segment, 0, None)
-
-
-def test_a_store_set_back_to_an_older_state_proves_nothing(tmp_path, open_writer, make_rows):
-    """Rows that a writer knows from a generation that is gone since get no receipt."""
-    path = tmp_path / "store.zarr"
-    rows = make_rows(["a", "b"])
-    first = open_writer(path)
-    first.append(rows)
-    first.flush()
-    compact(LocalStorage(path))
-    writer = open_writer(path)
-    shutil.rmtree(path / "compacted")
-    with pytest.raises(GoneSegment, match=r"compacted/000001: .* although it was published"):
-        writer.receipt_for(rows.keys)
-
-
-def test_staged_files_that_somebody_removes_are_staged_again(tmp_path, make_rows, layout):
-    """Until nothing helps: then the rows stay in the buffer."""
-
-    class Swept(LocalStorage):
-        sweeps = 1
-
-        def sync(self, prefixes):
-            if self.sweeps:
-                self.sweeps -= 1
-                for staged in (tmp_path / "segments").iterdir():
-                    if not (staged / "zarr.json").exists():
-                        shutil.rmtree(staged)
-            super().sync(prefixes)
-
-    storage = Swept(tmp_path)
-    writer = StoreWriter.open(tmp_path, layout, worker="w", provenance={}, storage=storage)
-    writer.append(make_rows(["a"]))
-    assert writer.flush().receipt is not None
-    writer.append(make_rows(["b"]))
-    storage.sweeps = 4
-    with pytest.raises(PublishFailed):
-        writer.flush()
-    assert writer.rows_buffered == 1
 
 
 @pytest.mark.parametrize("instead", [None, "another"])

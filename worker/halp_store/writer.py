@@ -247,9 +247,7 @@ class StoreWriter:
                 continue
             features = self._buffer.features(list(plan.write.values()))
             segment = self._build(features)
-            if not self._stage(segment):
-                tries += 1
-                continue
+            self._stage(segment)
             if lost := _lost(plan.write, may_commit):
                 withheld |= lost
                 self._give_up(segment)
@@ -290,8 +288,7 @@ class StoreWriter:
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
-    def _stage(self, segment: Segment) -> bool:
-        """Whether all of it is there, durably: somebody may remove it meanwhile."""
+    def _stage(self, segment: Segment) -> None:
         started = self._clock()
         root = f"{SEGMENTS}/{segment.name}"
         keys = [f"{root}/{key}" for key in segment.staged]
@@ -304,15 +301,11 @@ class StoreWriter:
                 delete_staged(self._storage, segment.name)
             raise
         folders = dict.fromkeys(key.rpartition("/")[0] for key in keys)
-        try:
-            self._storage.sync([*folders, root, SEGMENTS, ""])
-        except FileNotFoundError:
-            return False
+        self._storage.sync([*folders, root, SEGMENTS, ""])
         took = self._clock() - started
         if took > self._staging_deadline_seconds:
             deadline = self._staging_deadline_seconds
             raise StagingTooSlow(self._storage.where, segment.name, deadline, took)
-        return True
 
     def _publish(self, segment: Segment) -> bool:
         key = f"{SEGMENTS}/{segment.name}/{METADATA}"
@@ -393,18 +386,10 @@ class StoreWriter:
             # Pruned since it was seen? Then a generation has the rows, and they are found there.
             self._index = self._index.refresh()
             if self._index.generation is generation:
-                raise self._gone(names) from None
+                raise
             self._make_durable(keys)
         else:
             self._durable |= names
-
-    def _gone(self, names: Collection[str]) -> GoneSegment:
-        """For the first of these that is not there: an older state of the store was restored."""
-        keys = {name: f"{group_prefix(name)}/{METADATA}" for name in sorted(names)}
-        gone = (name for name, key in keys.items() if self._storage.read(key) is None)
-        name = next(gone, min(names))
-        what = "is missing, although it was published"
-        return GoneSegment(self._storage.where, name, None, what)
 
 
 def _lost(rows: Collection[RowKey], may_commit: MayCommit | None) -> set[RowKey]:
