@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos compose-test reference lint types fast numerics redis-server chromium clean
+.PHONY: help demo test check chaos faults compose-test reference lint types fast numerics redis-server chromium clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -12,8 +12,8 @@ help:  ## this list
 demo: $(VENV)/.demo  ## the whole path on this machine: no GPU, no Docker, no downloads of weights
 	$(BIN)/halp-worker demo
 
-test: $(VENV)/.dev redis-server chromium lint types  ## everything, servers included
-	$(BIN)/pytest
+test: $(VENV)/.dev redis-server chromium lint types  ## everything, servers included, on two cores
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev lint types fast  ## lint, types, walls and fast tests, in under three minutes
 
@@ -46,6 +46,9 @@ SECONDS ?= 60
 SERVER ?= all
 chaos: $(VENV)/.dev redis-server  ## runs under random kills, pauses and restarts: SEEDS=3 SECONDS=60 SERVER=all
 	$(BIN)/python tests/fleet/chaos.py --seed $(SEED) --seeds $(SEEDS) --seconds $(SECONDS) --server $(SERVER)
+
+faults: $(VENV)/.dev  ## each error of the disk at each call of each operation on a store
+	HALP_FAULTS=all $(BIN)/pytest -q --timeout 3600 tests/store/test_fault_injection.py
 
 compose-test: $(VENV)/.dev  ## runs docker-compose.yml for real on the CPU: needs Docker and Compose
 	PYTHON=$(BIN)/python tests/compose/run.sh "docker compose"

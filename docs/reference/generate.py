@@ -45,6 +45,7 @@ EXIT_CODES: Final = {
     "halp-worker": {
         **_COMMON_EXITS,
         "3": "`run`: the device is broken, so that starting again on it is of no use",
+        "4": "`run --until-empty`: the run ended, and every job of it failed",
         "128 + signal": "`run`: stopped at once by a second signal; nothing is lost",
     },
     "halp-store": _COMMON_EXITS,

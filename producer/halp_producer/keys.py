@@ -89,6 +89,11 @@ class RunKeys:
         return f"halp:{{{self.run}}}:results"
 
     @property
+    def store(self) -> str:
+        """String: the id of the store that the rows of the run are in."""
+        return f"halp:{{{self.run}}}:store"
+
+    @property
     def workers(self) -> str:
         """Hash: worker name -> JSON of `halp_producer.activity.WorkerActivity`."""
         return f"halp:{{{self.run}}}:workers"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from halp_store.cli import app
 from halp_store.compaction import compact
+from halp_store.delete import delete_rows
 from halp_store.features import FeatureBatch
 from halp_store.fence import fence_segment
 from halp_store.layout import SCORE_COLUMNS, TEXT_COLUMNS, Layout
@@ -109,6 +110,7 @@ def test_the_notebook_page_runs(store):
 def test_the_format_page_reads_a_store_without_us(store, compacted):
     """zarr alone, as the page says, finds what `open_store` finds: segments, generations, both."""
     _add_what_is_no_row(store)
+    delete_rows(store, open_store("run1.zarr").ids[:2])
     for round_ in range(compacted):
         compact(store)
         writer = StoreWriter.open("run1.zarr", LAYOUT, worker=f"a{round_}", provenance={})
@@ -120,6 +122,7 @@ def test_the_format_page_reads_a_store_without_us(store, compacted):
         exec(examples("store-format.md")[0], names)  # noqa: S102
     else:
         names = run("store-format.md")
+    delete_rows(store, open_store("run1.zarr").ids[5:9:3])
     expected = open_store("run1.zarr")
     read = names["read"]
     for column in ("query_token", "answer", "image_grid_thw", "vision_encoder", "mean_logprob"):
@@ -133,7 +136,9 @@ def test_the_format_page_reads_a_store_without_us(store, compacted):
 
 
 def _add_what_is_no_row(store):
-    """A tombstone, a segment that is being written, one of a disk without hard links."""
+    """A tombstone, a segment that is being written, one of a disk without hard links; of those a
+    deletion, too."""
+    store.write("deleted/" + "0" * 32 + ".json", b"")
     fence_segment(store, "dead-" + "0" * 32)
     store.write("segments/busy-" + "0" * 32 + "/answer/c.0", b"half")
     store.write("segments/late-" + "0" * 32 + "/zarr.json", b"")

@@ -31,8 +31,9 @@ def test_exactly_what_was_deleted_is_computed_again(fleet, wait_until, is_runnin
     again = RunKeys(f"{fleet.keys.run}-again")
     if is_running:
         worker = fleet.start("--run", again.run)
-        # It has opened the store and waits for jobs.
-        wait_until(lambda: fleet.client.exists(again.jobs))
+        # It knows the server and the rows from now on, and waits for jobs.
+        enqueue_jobs(fleet.client, again, jobs[:1])
+        wait_until(lambda: run_status(fleet.client, again).done == 1)
     delete_rows(LocalStorage(fleet.store_path), GONE)
     before = set(fleet.stored())
     assert before == {job.question_id for job in jobs} - set(GONE)

@@ -60,10 +60,15 @@ def spawn(tmp_path, wait_until):
 
 
 def free_port():
-    """Low enough for the port of a cluster's bus, 10000 above it."""
-    for port in random.sample(range(33_000, 45_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+    """One whose cluster bus, 10000 above it, is free too: both below what connections take."""
+    for port in random.SystemRandom().sample(range(20_000, 22_700), 100):
+        with (
+            socket.socket() as probe,
+            socket.socket() as bus,
+            contextlib.suppress(OSError),
+        ):
             probe.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
             return port
     raise RuntimeError("no free port")
 

@@ -145,9 +145,9 @@ def test_a_worker_that_is_stopped_while_the_server_stays_away_ends_soon(
 ):
     """With a sentence; what it held is another worker's after the lease."""
     own.stop()
+    gate.open()
     wait_until(lambda: WAITS in started.log.read_text())
     started.signal(signal.SIGTERM)
-    gate.open()
     assert started.wait(20) == 1, fleet.logs()
     assert "no server at" in started.log.read_text().strip().splitlines()[-1]
     own.start()

@@ -11,6 +11,9 @@ import pytest
 
 from fleet import make_job
 from halp_producer.activity import STORE_AWAY
+from halp_store.local import LocalStorage
+from halp_store.reader import open_store
+from halp_store.root import claim_root
 
 from .test_crash_points import assert_each_once
 
@@ -114,6 +117,29 @@ def test_a_worker_whose_store_is_not_there_any_more_gives_all_back(fleet, wait_u
     status = fleet.status()
     assert (status.done, status.failed, status.in_flight) == (4, 0, 0)
     assert attempts(fleet) == []
+    elsewhere.rename(fleet.store_path)
+    fleet.finish()
+    assert_each_once(fleet, JOBS)
+
+
+def test_a_worker_that_is_started_while_the_store_is_away_makes_no_other(fleet, wait_until):
+    """As a supervisor does it while a disk is not mounted: nothing is acknowledged into an empty
+    folder, nor into another run's store. Until rows are stored, any place will do."""
+    fleet.enqueue(*JOBS[:4])
+    fleet.finish()
+    elsewhere = fleet.store_path.with_name("elsewhere.zarr")
+    fleet.store_path.rename(elsewhere)
+    fleet.enqueue(*JOBS)
+    worker = fleet.start("--until-empty")
+    assert worker.wait() == 1, fleet.logs()
+    assert "there is no store, but rows of run" in worker.log.read_text()
+    assert not fleet.store_path.exists()
+    claim_root(LocalStorage(fleet.store_path), open_store(elsewhere).layout)
+    worker = fleet.start("--until-empty")
+    assert worker.wait() == 1, fleet.logs()
+    assert "is not the store that rows of run" in worker.log.read_text()
+    assert len(open_store(fleet.store_path)) == 0
+    shutil.rmtree(fleet.store_path)
     elsewhere.rename(fleet.store_path)
     fleet.finish()
     assert_each_once(fleet, JOBS)

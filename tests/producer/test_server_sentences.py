@@ -17,6 +17,7 @@ from halp_producer.enqueue import Enqueuer
 from halp_producer.server import connect_exact, redact
 from halp_producer.server_url import UrlError, read_url
 from halp_worker.cli import app as worker_app
+from processes import Process
 
 SECRET = "s3cret"
 DEFAULTS = Enqueuer.__init__.__kwdefaults__
@@ -264,7 +265,7 @@ def started(own, arguments, wait_until):
         *(own.binary, *arguments, "--bind", "127.0.0.1", "--port", str(own.port)),
         *("--dir", str(own.directory)),
     ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: listens(own.port))
             yield

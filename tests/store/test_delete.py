@@ -5,10 +5,12 @@ import json
 import os
 import pickle
 import signal
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from halp_store import cli_delete
 from halp_store import delete as module
 from halp_store.cli import app
 from halp_store.compaction import compact
@@ -230,6 +232,21 @@ def test_as_many_deleted_as_added_is_seen(path, fill):
     assert set(store) == {*IDS, "new"} - {"q1"}
 
 
+def test_a_refresh_that_fails_leaves_the_index_as_it_was(path, fill, monkeypatch):
+    """Not half of a deletion: the old rows, until it can be read whole."""
+    disk = LocalStorage(path)
+    index = SegmentIndex(disk, read_root(disk)).refresh()
+    delete_rows(disk, ["q1"])
+    fill(path, ["new"])
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentIndex, "_take_in", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.refresh()
+    assert set(index) == set(IDS)
+    assert index.deletions.names == []
+    assert set(index.refresh()) == {*IDS, "new"} - {"q1"}
+
+
 def test_two_deletions_at_once_both_count(path):
     """Of the same ids and of others."""
     disk = LocalStorage(path)
@@ -440,6 +457,9 @@ def test_the_command_deletes_and_says_what_comes_next(path, tmp_path):
     assert found == {"store": str(path), "deleted": ["q2"], "before": ["q1"]}
     facts = json.loads(_cli("info", path, "--json").stdout)
     assert (facts["rows"], facts["rows_deleted"]) == (9, 3)
+    assert "compact" in facts["hint"]
+    assert "3 more were deleted" in _cli("ls", path).stderr
+    assert "'q1' was deleted" in _cli("get", path, "q1").stderr
     assert "3 of them were deleted" in _cli("verify", path).stdout
     assert "3 rows left out: they were deleted" in _cli("compact", path).stdout
 
@@ -468,3 +488,13 @@ def test_nothing_is_deleted_unless_somebody_said_so(path, tmp_path):
         assert _cli("delete", path, "--ids", file, "--yes").exit_code == 1
     assert _cli("delete", tmp_path / "nowhere", "q1", "--yes").exit_code == 1
     assert len(open_store(path)) == 12
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 12), ("y", 11)])
+def test_at_a_terminal_it_asks(path, monkeypatch, answer, left):
+    """With the number of rows; only yes is yes."""
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(cli_delete, "sys", terminal)
+    asked = _cli("delete", path, "q1", input=f"{answer}\n")
+    assert "delete 1 rows of" in asked.stderr
+    assert (asked.exit_code, len(open_store(path))) == (0 if answer == "y" else 1, left)

@@ -22,6 +22,7 @@ from halp_store import objects
 from halp_store.address import BucketAddress
 from halp_store.bucket import Patience, open_bucket
 from halp_store.compaction import compact
+from halp_store.copying import copy
 from halp_store.delete import delete_rows
 from halp_store.errors import StoreError, StoreGone, StoreUnavailable
 from halp_store.fence import fence_segment, is_fenced
@@ -549,9 +550,9 @@ def test_a_bucket_that_goes_away_is_a_store_that_is_gone(monkeypatch, url):
     storage = ObjectStorage(url)
     storage.write("key", b"1")
     monkeypatch.setattr(objects, "lacks_bucket", lambda error: True)
-    for copy in (storage, pickle.loads(pickle.dumps(storage))):  # noqa: S301 - our own
+    for client in (storage, pickle.loads(pickle.dumps(storage))):  # noqa: S301 - our own
         with pytest.raises(StoreGone, match="there is no bucket bucket"):
-            copy.read("nothing")
+            client.read("nothing")
     with pytest.raises(StoreUnavailable, match="make it first"):
         ObjectStorage("s3://nowhere/run.zarr").read("key")
 
@@ -610,3 +611,17 @@ def test_rows_of_a_bucket_can_be_deleted_and_stored_again(url, open_writer, make
     store.refresh()
     assert_columns(store[["a"]].read(), make_rows(["a"], "other"))
     assert verify_store(url).ok
+
+
+def test_a_store_is_copied_to_a_bucket_and_back(url, tmp_path, layout, make_rows):
+    """By keys, with the root last; all three are one store."""
+    writer = StoreWriter.open(tmp_path / "s", layout, worker="w", provenance={})
+    for ids in (["a", "b"], ["c"]):
+        writer.append(make_rows(ids))
+        writer.flush()
+    compact(LocalStorage(tmp_path / "s"))
+    copy(LocalStorage(tmp_path / "s"), ObjectStorage(url))
+    copy(ObjectStorage(url), LocalStorage(tmp_path / "t"))
+    for path in (url, tmp_path / "t"):
+        assert verify_store(path).ok
+        assert_columns(open_store(path).read(), make_rows(["a", "b", "c"]))

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from halp_worker.cli import app
 from tolerance import apart, assert_within
 
+from .conftest import make_job
+
 
 def command(name):
     return typer.main.get_command(app).commands[name]
@@ -105,14 +107,15 @@ def test_extract_of_a_missing_image_is_a_sentence(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_store_that_cannot_be_written_is_a_sentence(server, checkpoint, tmp_path):
+def test_a_store_that_cannot_be_written_is_a_sentence(server, run, enqueue, checkpoint, tmp_path):
     """What the system says of the path, without a traceback; no job is taken."""
+    enqueue(make_job(1))
     (tmp_path / "file").write_text("in the way")
     shown = CliRunner().invoke(
         app,
         [
             *("run", "--store", str(tmp_path / "file" / "s.zarr"), "--model", str(checkpoint)),
-            *("--redis-url", server.url, "--device", "cpu", "--until-empty"),
+            *("--redis-url", server.url, "--device", "cpu", "--until-empty", "--run", run),
         ],
     )
     assert shown.exit_code == 1

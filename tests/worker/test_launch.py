@@ -17,7 +17,9 @@ from halp_worker.settings import ModelSettings, WorkerSettings
 
 
 @pytest.fixture
-def settings(server, run, tmp_path):
+def settings(server, run, tmp_path, monkeypatch):
+    """Of a worker that may wait for its run, and whose model needs no files."""
+    monkeypatch.setattr(launch, "plan", lambda *_: None)
     return WorkerSettings(
         store=tmp_path / "s.zarr",
         model=ModelSettings("none"),
@@ -33,7 +35,7 @@ def settings(server, run, tmp_path):
         max_attempts=3,
         flush_rows=1,
         flush_seconds=1,
-        until_empty=True,
+        until_empty=False,
         metrics_port=None,
         metrics_host="127.0.0.1",
     )
@@ -43,7 +45,7 @@ def test_a_worker_loads_its_model_on_the_gpu_that_is_free(settings, client, run,
     """With GPU 0 another worker's, the model goes to GPU 1, which is free again in the end."""
     gpus = (Gpu(0, f"{run}-a"), Gpu(1, f"{run}-b"))
 
-    def load(model_settings, ranks):
+    def load(model_settings, ranks, blueprint):
         assert client.exists(gpu_lease(f"{run}-b"))
         raise FatalError(f"loading on {model_settings.device}")
 
@@ -58,7 +60,7 @@ def test_a_worker_loads_its_model_on_the_gpu_that_is_free(settings, client, run,
 def test_a_named_device_is_used_as_named(settings, monkeypatch):
     """No lease, no question."""
 
-    def load(model_settings, ranks):
+    def load(model_settings, ranks, blueprint):
         raise FatalError(f"loading on {model_settings.device}")
 
     monkeypatch.setattr(launch, "load_model", load)

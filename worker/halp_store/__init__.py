@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from halp_store.compaction import Compaction, compact
+    from halp_store.delete import Deletion, delete_rows
     from halp_store.errors import DamagedSegment, NotAStore, StoreError
     from halp_store.features import FeatureBatch, Receipt, RowKey
     from halp_store.layout import Layout
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Compaction",
     "DamagedSegment",
+    "Deletion",
     "FeatureBatch",
     "Flush",
     "Layout",
@@ -38,6 +40,7 @@ __all__ = [
     "Verification",
     "View",
     "compact",
+    "delete_rows",
     "open_store",
     "prune",
     "verify_store",
@@ -46,6 +49,7 @@ __all__ = [
 _HOMES: Final = {
     "Compaction": "compaction",
     "DamagedSegment": "errors",
+    "Deletion": "delete",
     "FeatureBatch": "features",
     "Flush": "writer",
     "Layout": "layout",
@@ -60,6 +64,7 @@ _HOMES: Final = {
     "Verification": "verification",
     "View": "view",
     "compact": "compaction",
+    "delete_rows": "delete",
     "open_store": "reader",
     "prune": "pruning",
     "verify_store": "verify",

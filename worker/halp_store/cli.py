@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from halp_store import cli_compact, cli_delete, cli_export, cli_get, cli_plot, cli_rows, cli_verify
+from halp_store import (
+    cli_compact,
+    cli_copy,
+    cli_delete,
+    cli_export,
+    cli_get,
+    cli_merge,
+    cli_plot,
+    cli_rows,
+    cli_verify,
+)
 from halp_store.console import AsJson, StorePath, guarded
 from halp_store.opening import opened
 from halp_store.terminal import fields, json_text, printable, size
@@ -67,6 +77,8 @@ app.command(epilog=cli_rows.QUERY_EXAMPLES)(cli_rows.query)
 app.command(epilog=cli_plot.EXAMPLES)(cli_plot.plot)
 app.command(epilog=cli_compact.EXAMPLES)(cli_compact.compact)
 app.command(epilog=cli_delete.EXAMPLES)(cli_delete.delete)
+app.command(epilog=cli_copy.EXAMPLES)(cli_copy.copy)
+app.command(epilog=cli_merge.EXAMPLES)(cli_merge.merge)
 app.command(epilog=cli_export.EXPORT_EXAMPLES)(cli_export.export)
 app.command("import", epilog=cli_export.IMPORT_EXAMPLES)(cli_export.import_)
 app.command(epilog=cli_verify.EXAMPLES)(cli_verify.verify)
@@ -107,6 +119,8 @@ def _hint(store: Store, segments: int) -> str | None:
         return (
             f"{segments:,} segments: halp-store compact {store.path} makes reading one layer faster"
         )
+    if store.rows_deleted:
+        return f"halp-store compact {store.path} --prune removes the bytes of deleted rows, too"
     return None
 
 

@@ -127,6 +127,8 @@ def ls(
     view = opened(store)
     shown = _wanted(view, columns)
     _print_rows(view, shown, offset, limit, as_json, {"store": view.path})
+    if view.rows_deleted and not as_json:
+        typer.echo(f"{view.rows_deleted:,} more were deleted", err=True)
 
 
 def query(

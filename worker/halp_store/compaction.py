@@ -30,7 +30,7 @@ from halp_store.generation_writer import GenerationWriter
 from halp_store.index import SegmentIndex
 from halp_store.local import LocalStorage
 from halp_store.names import generation_name, group_prefix
-from halp_store.root import Root, read_root
+from halp_store.root import Root, confirm_root, read_root
 from halp_store.row_order import RowOrder, order_rows
 from halp_store.segment import TOMBSTONE_DOCUMENT, parse_json
 from halp_store.storage import METADATA, Storage
@@ -90,6 +90,7 @@ def compact(
     resumed = False
     contradictions: tuple[str, ...] = ()
     for _ in range(_PLANS_TRIED):
+        confirm_root(storage, root)
         plan = _plan(storage, root, done)
         if plan is None:
             return Compaction(

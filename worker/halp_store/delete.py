@@ -120,6 +120,6 @@ def _in_generation(
     rows = [row for row, one in enumerate(known) if one in ids]
     if rows:
         shape = (generation.rows,)
-        origins = group.read(ORIGIN_COLUMN, shape, np.array(rows, np.int64)).tolist()
-        for row, origin in zip(rows, origins, strict=True):
-            yield known[row], generation.segments[origin].name
+        numbers = group.read(ORIGIN_COLUMN, shape, np.array(rows, np.int64)).tolist()
+        names = generation.origin_names(storage.where, numbers)
+        yield from zip((known[row] for row in rows), names, strict=True)

@@ -81,7 +81,7 @@ def planned_deletions(storage: Storage, root: Root, names: Iterable[str]) -> Del
     """Those of these names. Raises GoneSegment if one is not there, or as `read_deletions`."""
     by_file = {}
     for name in names:
-        named = read_deletion(storage, root, name)
+        named = read_deletion(storage, root, name) if is_deletion(name) else None
         if named is None:
             key = f"{DELETIONS}/{name}"
             raise GoneSegment(storage.where, key, None, "is missing, although it was published")

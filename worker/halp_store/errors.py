@@ -14,6 +14,7 @@ from halp_store.names import DELETIONS, is_generation
 from halp_store.storage import SEGMENTS
 
 _ABSENT: Final = object()
+_SHOWN_CONFLICTS: Final = 20
 _NAMED: Final = 5
 
 
@@ -146,10 +147,48 @@ class NoRoom(StoreError):
 class PruneRefused(StoreError):
     """The newest generation is not whole, so what it stands for is kept."""
 
-    def __init__(self, where: str, generation: str, problems: int, first: str) -> None:
+    def __init__(
+        self, where: str, generation: str, problems: int, first: str, is_damaged: bool = True
+    ) -> None:
+        remedy = (
+            f"delete {generation} and compact again"
+            if is_damaged
+            else "see to the disk and prune again"
+        )
         super().__init__(
-            f"{where}: {generation} has {problems} problems, so nothing was removed: delete "
-            f"{generation} and compact again; the first problem: {first}"
+            f"{where}: {generation} has {problems} problems, so nothing was removed: {remedy}; "
+            f"the first problem: {first}"
+        )
+
+
+class CopyRefused(StoreError):
+    """The target of a copy holds something else."""
+
+    def __init__(self, where: str, source: str, what: str) -> None:
+        super().__init__(
+            f"{where}: no place for a copy of {source}: {what}; nothing there was overwritten: "
+            "give a new path, or that of an earlier copy of this store"
+        )
+
+
+class MergeRefused(StoreError):
+    """These stores cannot be merged."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: nothing was merged: {what}")
+
+
+class MergeConflict(StoreError):
+    """Stores to be merged have one question with other content. conflicts: a text for each."""
+
+    def __init__(self, where: str, conflicts: Sequence[str]) -> None:
+        self.conflicts = tuple(conflicts)
+        shown = "; ".join(conflicts[:_SHOWN_CONFLICTS])
+        more = len(conflicts) - _SHOWN_CONFLICTS
+        shown += f"; and {more:,} more" if more > 0 else ""
+        super().__init__(
+            f"{where}: nothing was merged: {len(conflicts):,} questions have other content in "
+            f"another store: {shown}; delete them in one of both with `halp-store delete`"
         )
 
 
@@ -252,11 +291,12 @@ class DeletedQuestion(UnknownQuestion):
     """The row was deleted, and no other of its id was stored since."""
 
     def __init__(self, where: str, question_id: str) -> None:
-        self._text = (
-            f"{where}: question {question_id!r} was deleted with `halp-store delete`; enqueue it "
-            "again, under a new --run, to have it extracted again"
+        StoreError.__init__(
+            self,
+            f"{where}: question {question_id!r} was deleted with halp-store delete; enqueue it "
+            "again, under a new --run, to have it extracted again",
         )
-        StoreError.__init__(self, self._text)
+        self._text = self.args[0]
 
 
 class NothingDeleted(StoreError):

@@ -7,7 +7,7 @@ at all. A tombstone in its place means that this number was given up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -59,6 +59,16 @@ class Generation:
     @property
     def name(self) -> str:
         return generation_name(self.number)
+
+    def origin_names(self, where: str, numbers: Iterable[int]) -> list[str]:
+        """Of values of the column of origins. Raises DamagedSegment for one that cannot be."""
+        names = []
+        for number in numbers:
+            if not 0 <= number < len(self.segments):
+                what = f"expected 0 to {len(self.segments) - 1}, got {number}"
+                raise DamagedSegment(where, self.name, ORIGIN_COLUMN, what)
+            names.append(self.segments[number].name)
+        return names
 
 
 def attributes_of(generation: Generation, created: str, stamp: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,9 +186,15 @@ def mark_pruned(storage: Storage, number: int) -> None:
             storage.delete(_marker_key(older))
 
 
-def check_pruned(storage: Storage, newest: Generation | None) -> None:
-    """Raise GenerationMissing if segments were pruned for a generation after `newest`."""
-    last = max(_markers(storage), default=0)
+def last_pruned(storage: Storage) -> int:
+    """The highest generation that segments were pruned for; 0 without any. It is there already, so
+    ask for this before the newest generation."""
+    return max(_markers(storage), default=0)
+
+
+def check_pruned(storage: Storage, last: int, newest: Generation | None) -> None:
+    """Raise GenerationMissing if segments were pruned for a generation after `newest`. last: what
+    `last_pruned` gave before `newest` was looked for."""
     if last > (newest.number if newest else 0):
         raise GenerationMissing(storage.where, generation_name(last))
 

@@ -33,7 +33,7 @@ from halp_store.layout import TEXT_COLUMNS
 from halp_store.names import is_generation
 from halp_store.places import Part
 from halp_store.published import PublishedGroup
-from halp_store.root import Root
+from halp_store.root import Root, confirm_root
 from halp_store.row_order import RowOrder
 from halp_store.scratch import ScratchColumn, free_bytes
 from halp_store.segment import group_document
@@ -77,9 +77,11 @@ class GenerationWriter:
         self._report(0)
         with ThreadPoolExecutor(max(_UPLOADS, storage.concurrency)) as uploads:
             for name, (dims, values) in self._small_columns():
+                confirm_root(storage, self._root)
                 if not self._small(uploads, name, dims, values):
                     return False
             for name, (dims, shape) in self._layout.vector_columns().items():
+                confirm_root(storage, self._root)
                 if not self._large(uploads, scratch, name, dims, shape):
                     return False
         generation = self._order.generation
@@ -88,6 +90,7 @@ class GenerationWriter:
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         attributes = attributes_of(generation, created, self._root.stamp)
         staged = {f"{name}/{METADATA}": value for name, value in self._documents.items()}
+        confirm_root(storage, self._root)
         storage.publish(f"{self._prefix}/{METADATA}", group_document(attributes, staged))
         return True
 

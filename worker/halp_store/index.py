@@ -21,7 +21,13 @@ import numpy as np
 from halp_store.deletions import Deletions, read_deletions
 from halp_store.errors import DamagedSegment
 from halp_store.features import RowKey
-from halp_store.generation import ORIGIN_COLUMN, Generation, check_pruned, newest_generation
+from halp_store.generation import (
+    ORIGIN_COLUMN,
+    Generation,
+    check_pruned,
+    last_pruned,
+    newest_generation,
+)
 from halp_store.names import is_generation
 from halp_store.published import PublishedGroup
 from halp_store.root import Root
@@ -148,6 +154,7 @@ class SegmentIndex:
         return self if found is self._deletions else self.refresh()
 
     def _take_in(self, deletions: Deletions) -> None:
+        pruned = last_pruned(self._storage)
         newest = newest_generation(self._storage, self._generation)
         while True:
             found, fenced = self._read_new(newest)
@@ -156,7 +163,7 @@ class SegmentIndex:
             if again is newest:
                 break
             newest = again
-        check_pruned(self._storage, newest)
+        check_pruned(self._storage, pruned, newest)
         before, self._deletions = self._deletions, deletions
         if newest is not None and newest is not self._generation:
             try:
@@ -217,16 +224,12 @@ class SegmentIndex:
         rows = [row for row, one in enumerate(question_ids) if one in self._deletions]
         if not rows:
             return set()
-        origins = group.read(ORIGIN_COLUMN, (generation.rows,), np.array(rows, np.int64)).tolist()
-        names = [one.name for one in generation.segments]
-        for origin in origins:
-            if not 0 <= origin < len(names):
-                what = f"expected 0 to {len(names) - 1}, got {origin}"
-                raise DamagedSegment(self._storage.where, generation.name, ORIGIN_COLUMN, what)
+        numbers = group.read(ORIGIN_COLUMN, (generation.rows,), np.array(rows, np.int64)).tolist()
+        names = generation.origin_names(self._storage.where, numbers)
         return {
             row
-            for row, origin in zip(rows, origins, strict=True)
-            if self._deletions.covers(question_ids[row], names[origin])
+            for row, name in zip(rows, names, strict=True)
+            if self._deletions.covers(question_ids[row], name)
         }
 
     def _add(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halp_store.deletions import Deletions
-from halp_store.errors import DamagedSegment, ForeignSegment
+from halp_store.errors import DamagedSegment, ForeignSegment, LinkInStore, StoreUnavailable
 from halp_store.features import RowKey
 from halp_store.generation import (
     CHUNK_ROWS,
@@ -57,7 +57,7 @@ def inspect_segment(storage: Storage, root: Root, name: str, header: Header) -> 
     """All that is wrong with the published segment `name`, whose zarr.json says `header`."""
     try:
         segment = PublishedGroup(storage, name, None)
-    except (DamagedSegment, OSError) as error:
+    except (DamagedSegment, LinkInStore, OSError) as error:
         yield unreadable(storage.where, name, None, error)
         return
     inspection = _SegmentInspection(storage, root, name, segment, header)
@@ -96,7 +96,7 @@ def inspect_generation(
         group = PublishedGroup(storage, generation.name, None)
         # Before anything is counted along its rows: they are only a number in a zarr.json.
         next(group.stored_keys("question_id", (generation.rows,)), None)
-    except (DamagedSegment, OSError) as error:
+    except (DamagedSegment, LinkInStore, OSError) as error:
         yield unreadable(storage.where, generation.name, None, error)
         return
     inspection = _GenerationInspection(storage, root, group, generation)
@@ -159,6 +159,11 @@ def unreadable(where: str, name: str, array: str | None, error: Exception) -> Pr
     """Of what a segment or generation, or the disk below it, answers to a read."""
     if isinstance(error, DamagedSegment):
         return damage(error)
+    if isinstance(error, LinkInStore):
+        return Problem(ProblemKind.LINK, str(error))
+    if isinstance(error, StoreUnavailable):
+        # It may be whole: nothing of it is to be deleted for that.
+        return Problem(ProblemKind.UNREADABLE, str(error), None, name, array)
     what = f"cannot be read ({error})" if isinstance(error, OSError) else str(error)
     return damage(DamagedSegment(where, name, array, what))
 
@@ -219,7 +224,7 @@ class _Inspection:
                 "consolidated_metadata": {**document["consolidated_metadata"], "metadata": {}},
             }
             arrays = set(document["consolidated_metadata"]["metadata"])
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, LinkInStore, OSError) as error:
             yield unreadable(self._storage.where, self._name, None, error)
             return
         if got != expected:
@@ -233,7 +238,7 @@ class _Inspection:
         """Of an array's own zarr.json."""
         try:
             self._group.check_own_metadata(column)
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             yield unreadable(self._storage.where, self._name, column, error)
 
     def texts(self, column: str, rows: range) -> Iterator[Problem]:
@@ -322,7 +327,7 @@ class _Inspection:
                 expected = "texts" if dtype is None else np.dtype(dtype)
                 what = f"expected {expected}, got {values.dtype}"
                 raise DamagedSegment(self._storage.where, self._name, column, what)
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             raise _Unreadable(unreadable(self._storage.where, self._name, column, error)) from error
         return values
 
@@ -423,10 +428,16 @@ class _GenerationInspection(_Inspection):
         try:
             index.add_generation(self._generation)
             origins = self._read(ORIGIN_COLUMN, range(self._count), np.int64)
-        except (_Unreadable, DamagedSegment, OSError):
+        except (_Unreadable, DamagedSegment, LinkInStore):
             return  # which is a problem of its own
+        except OSError as error:
+            yield unreadable(self._storage.where, self._name, None, error)
+            return
         with ThreadPoolExecutor(self._storage.concurrency) as threads:
             for name, keys in zip(numbers, threads.map(self._rows_of, numbers), strict=True):
+                if isinstance(keys, Problem):
+                    yield keys
+                    continue
                 for key in keys:
                     if deletions.covers(key.question_id, name):
                         continue
@@ -444,10 +455,14 @@ class _GenerationInspection(_Inspection):
                     )
                     yield replace(found, question_id=key.question_id)
 
-    def _rows_of(self, segment: str) -> Collection[RowKey]:
-        """None of a segment that is damaged or being pruned: nothing can be taken from it."""
-        with suppress(ValueError, OSError):
-            document = self._storage.read(f"{SEGMENTS}/{segment}/{METADATA}")
+    def _rows_of(self, segment: str) -> Collection[RowKey] | Problem:
+        """None of a segment that is damaged or being pruned: nothing is taken from it. A problem
+        where the disk does not say."""
+        with suppress(ValueError):
+            try:
+                document = self._storage.read(f"{SEGMENTS}/{segment}/{METADATA}")
+            except OSError as error:
+                return unreadable(self._storage.where, segment, None, error)
             if header := parse_header(document) if document else None:
                 return list(map(RowKey, header.question_ids, header.content_hashes))
         return ()

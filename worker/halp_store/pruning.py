@@ -25,7 +25,7 @@ from halp_store.generation import (
 )
 from halp_store.inspection import inspect_generation
 from halp_store.names import generation_name, group_prefix
-from halp_store.root import read_root
+from halp_store.root import confirm_root, read_root
 from halp_store.storage import METADATA, SEGMENTS, Storage
 from halp_store.verification import ProblemKind
 
@@ -73,7 +73,10 @@ def prune(
         deletions = read_deletions(storage, root, Deletions())
         found = inspect_generation(storage, root, newest, deletions=deletions)
         if problems := [one for one in found if one.kind not in _OLDER]:
-            raise PruneRefused(storage.where, newest.name, len(problems), str(problems[0].sentence))
+            is_damaged = any(one.kind is not ProblemKind.UNREADABLE for one in problems)
+            first = str(problems[0].sentence)
+            raise PruneRefused(storage.where, newest.name, len(problems), first, is_damaged)
+        confirm_root(storage, root)
         mark_pruned(storage, newest.number)
     files = _remove(storage, gone, progress)
     for key in storage.list_keys(PLANS):

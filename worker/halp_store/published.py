@@ -7,7 +7,7 @@ for "all fill values".
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -41,10 +41,17 @@ class PublishedGroup:
             raise self._gone(None, "is missing, although it was published")
         try:
             self._documents = array_documents(document)
+            self._attributes = group_attributes(document) or {}
         except ValueError as error:
             raise self._damage(None, str(error)) from error
         if root is not None:
-            self._check_origin(root, document)
+            self._check_origin(root)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the worker recorded that wrote this segment."""
+        recorded = self._attributes.get("provenance")
+        return recorded if isinstance(recorded, dict) else {}
 
     def read(
         self,
@@ -115,12 +122,8 @@ class PublishedGroup:
         for place in itertools.product(*map(range, counts)):
             yield f"{array}/{layout.key(place)}"
 
-    def _check_origin(self, root: Root, document: bytes) -> None:
-        try:
-            attributes = group_attributes(document) or {}
-        except ValueError as error:
-            raise self._damage(None, str(error)) from error
-        root.check_stamp(self._storage.where, self._name, attributes)
+    def _check_origin(self, root: Root) -> None:
+        root.check_stamp(self._storage.where, self._name, self._attributes)
         if root.store_id is None:
             # Without a digest of the configuration in the stamp, the layers are the best sign.
             layers = self.read("layer", (len(root.layout.layers),)).tolist()

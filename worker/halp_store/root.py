@@ -102,6 +102,13 @@ def stored_scores(storage: Storage) -> tuple[str, ...] | None:
     return read_root(storage).layout.scores
 
 
+def require_same(storage: Storage, stored: Layout, ours: Layout) -> None:
+    """Raises StoreMismatch naming the fields that differ."""
+    theirs, mine = (json.loads(json.dumps(layout.to_json())) for layout in (stored, ours))
+    if theirs != mine:
+        raise StoreMismatch(storage.where, theirs, mine)
+
+
 def claim_root(storage: Storage, layout: Layout) -> Root:
     """Make the store if there is none. Raises NotAStore, LayoutVersionError or StoreMismatch."""
     if storage.read(METADATA) is None:
@@ -111,9 +118,7 @@ def claim_root(storage: Storage, layout: Layout) -> Root:
         # Lost to another worker that starts at the same time? Then the comparison decides.
         storage.publish(METADATA, root_document(Root.new(layout)))
     root = read_root(storage)
-    stored, ours = (json.loads(json.dumps(each.to_json())) for each in (root.layout, layout))
-    if stored != ours:
-        raise StoreMismatch(storage.where, stored, ours)
+    require_same(storage, root.layout, layout)
     return root
 
 

@@ -13,6 +13,8 @@ class ProblemKind(StrEnum):
     """A line of the data set is bad, so its question is unknown."""
     DAMAGED = "damaged"
     """Bytes are missing or are not what was written."""
+    UNREADABLE = "unreadable"
+    """The disk or the bucket does not give it now; it may be whole."""
     FOREIGN = "foreign"
     """A segment or generation that was written for another store or configuration."""
     LINK = "link"

@@ -19,6 +19,7 @@ from halp_store.features import RowKey
 from halp_store.generation import (
     Generation,
     check_pruned,
+    last_pruned,
     list_generations,
     newest_generation,
     plan_key,
@@ -114,7 +115,8 @@ class _Verifier:
     def answer(
         self, failed: Mapping[str, str] | None, queued: Collection[str] | None
     ) -> Verification:
-        problems, notes = list(self._problems), list(self._notes)
+        # A link is met again by whatever reads through it.
+        problems, notes = list(dict.fromkeys(self._problems)), list(self._notes)
         if self._expected is None:
             counts = Counts(stored=len(self._index))
         else:
@@ -148,7 +150,7 @@ class _Verifier:
                         continue  # deleted
                     self._compare_content(question_id, content, generation.name)
             strays = stray_keys(self._storage, self._root, generation)
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             # Mostly known already.
             found = unreadable(self._where, generation.name, None, error)
             if found.sentence not in {one.sentence for one in self._problems}:
@@ -220,7 +222,7 @@ class _Verifier:
         try:
             document = self._storage.read(f"{SEGMENTS}/{name}/{METADATA}")
             header = parse_header(document) if document else None
-        except (ValueError, OSError) as error:
+        except (ValueError, LinkInStore, OSError) as error:
             # Of one that is not JSON, or that the disk does not give.
             self._problems.append(unreadable(self._where, name, None, error))
             return
@@ -412,7 +414,7 @@ def _readable_deletions(storage: Storage, root: Root) -> tuple[Deletions, list[P
         try:
             if named := read_deletion(storage, root, name):
                 by_file[name] = named
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             problems.append(unreadable(storage.where, f"{DELETIONS}/{name}", None, error))
     return Deletions(by_file), problems
 
@@ -420,10 +422,11 @@ def _readable_deletions(storage: Storage, root: Root) -> tuple[Deletions, list[P
 def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]]:
     """And a problem for each after it that cannot be read."""
     try:
+        pruned = last_pruned(storage)
         newest = newest_generation(storage, None)
-        check_pruned(storage, newest)
+        check_pruned(storage, pruned, newest)
         return newest, []
-    except (DamagedSegment, OSError) as error:
+    except (DamagedSegment, LinkInStore, OSError) as error:
         name = getattr(error, "segment", GENERATIONS)
         problems = {name: unreadable(storage.where, name, None, error)}
     for number in reversed(list_generations(storage)):
@@ -431,6 +434,6 @@ def _newest_readable(storage: Storage) -> tuple[Generation | None, list[Problem]
         try:
             if found := read_generation(storage, number):
                 return found, list(problems.values())
-        except (DamagedSegment, OSError) as error:
+        except (DamagedSegment, LinkInStore, OSError) as error:
             problems[name] = unreadable(storage.where, name, None, error)
     return None, list(problems.values())

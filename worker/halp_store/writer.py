@@ -153,6 +153,11 @@ class StoreWriter:
         writer.refresh()
         return writer
 
+    @property
+    def store_id(self) -> str | None:
+        """Of the store; None in one of version 1 or 2."""
+        return self._root.store_id
+
     def refresh(self) -> None:
         """Take in what other writers published.
 
@@ -221,7 +226,12 @@ class StoreWriter:
         ]
         won = [name for name in staged if fence_segment(self._storage, name)]
         if staged:  # another's tombstone, too, may be seen before it is durable
-            self._storage.sync([*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""])
+            folders = [*(f"{SEGMENTS}/{name}" for name in staged), SEGMENTS, ""]
+            try:
+                self._storage.sync(folders)
+            except FileNotFoundError as error:
+                where = self._storage.where
+                raise StoreUnavailable(where, "fence segments", error, "try again") from error
         self._index = self._index.refresh()
         self._fenced.update(name for name in staged if not self._index.is_published(name))
         return len(won)
@@ -301,7 +311,12 @@ class StoreWriter:
                 delete_staged(self._storage, segment.name)
             raise
         folders = dict.fromkeys(key.rpartition("/")[0] for key in keys)
-        self._storage.sync([*folders, root, SEGMENTS, ""])
+        try:
+            self._storage.sync([*folders, root, SEGMENTS, ""])
+        except FileNotFoundError as error:
+            confirm_root(self._storage, self._root)
+            what = "look who deletes below segments/: a repair with a far too short grace?"
+            raise StoreUnavailable(self._storage.where, f"stage {root}", error, what) from error
         took = self._clock() - started
         if took > self._staging_deadline_seconds:
             deadline = self._staging_deadline_seconds
@@ -382,14 +397,20 @@ class StoreWriter:
         generation = self._index.generation
         try:
             self._storage.sync(sorted(map(group_prefix, names)))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             # Pruned since it was seen? Then a generation has the rows, and they are found there.
-            self._index = self._index.refresh()
+            self.refresh()
             if self._index.generation is generation:
-                raise
+                lost = [name for name in sorted(names) if not self._is_there(name)]
+                what = "was published and is missing now"
+                name = (lost or sorted(names))[0]
+                raise GoneSegment(self._storage.where, name, None, what) from error
             self._make_durable(keys)
         else:
             self._durable |= names
+
+    def _is_there(self, name: str) -> bool:
+        return self._storage.read(f"{group_prefix(name)}/{METADATA}") is not None
 
 
 def _lost(rows: Collection[RowKey], may_commit: MayCommit | None) -> set[RowKey]:

@@ -24,6 +24,7 @@ from halp_producer.activity import WorkerActivity
 from halp_producer.job import Job
 from halp_producer.keys import RunKeys
 from halp_producer.pace import Pace
+from halp_store.address import storage_at
 from halp_store.layout import Layout
 from halp_store.writer import StoreWriter
 from halp_worker.batcher import Batcher
@@ -36,6 +37,7 @@ from halp_worker.live_line import live_line
 from halp_worker.logs import belong_to
 from halp_worker.metrics import Metrics
 from halp_worker.retry import RetryPolicy
+from halp_worker.run_store import check_store_of_run, record_store_of_run
 from halp_worker.service import Extracts, Service, Tally
 from halp_worker.settings import WorkerSettings
 from halp_worker.store_outage import open_patiently
@@ -87,6 +89,8 @@ def serve(
     metrics.describe(
         worker=name, run=settings.run, model=settings.model.model, device=engine.device
     )
+    storage = storage_at(settings.store)
+    open_patiently(lambda: check_store_of_run(client, keys, storage))
     writer = open_patiently(
         lambda: StoreWriter.open(
             settings.store,
@@ -98,6 +102,7 @@ def serve(
             flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311
         )
     )
+    record_store_of_run(client, keys, writer.store_id)
     place = place_of(settings.image_root, allow_urls=settings.allow_urls)
     consumer = Consumer(
         client,

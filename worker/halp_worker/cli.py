@@ -7,7 +7,7 @@ sentence.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -40,6 +40,9 @@ from halp_worker.settings import (
     ModelSettings,
     WorkerSettings,
 )
+
+ALL_FAILED: Final = 4
+"""Exit code of a worker whose run has ended without a row."""
 
 app = typer.Typer(
     help="Runs Qwen2.5-VL on the jobs of a run and stores hidden states and answers.",
@@ -96,7 +99,8 @@ def run(
         typer.Option(
             "--until-empty",
             envvar="HALP_UNTIL_EMPTY",
-            help="Leave with exit code 0 once no job is waiting or in flight.",
+            help="Leave once no job is waiting or in flight: with exit code 4 if every job of the "
+            "run failed, else with 0. The run must have been enqueued.",
         ),
     ] = False,
     dtype: DtypeOption = "bfloat16",
@@ -161,13 +165,13 @@ def run(
 
     SIGTERM or Ctrl-C: finish and commit the batch in hand, give back what was only fetched, leave.
     A second one: stop at once; nothing is lost. Exit codes: 0 done, 1 an error that is explained, 2
-    wrong usage, 3 the device is broken.
+    wrong usage, 3 the device is broken, 4 with --until-empty: the run ended and every job failed.
     """
     check_abstaining(probe, abstain_above, no_answer=no_answer)
     with failures_explained(log_format=log_format, url=redis_url):
         from halp_worker.launch import run_worker
 
-        tally = run_worker(
+        ended = run_worker(
             WorkerSettings(
                 store=store,
                 model=ModelSettings(
@@ -202,8 +206,9 @@ def run(
                 abstain_above=abstain_above,
             )
         )
-    if tally is None:
+    if ended is None:
         return
+    tally = ended.tally
     abstained = f" ({tally.abstained} without an answer)" if tally.abstained else ""
     typer.echo(
         f"{tally.done} stored{abstained}, {tally.already_stored} already in the store, "
@@ -211,6 +216,8 @@ def run(
     )
     if tally.failed:
         typer.echo(f"See why: halp-producer failed list --run {run_name}", err=True)
+    if ended.is_all_failed:
+        raise typer.Exit(ALL_FAILED)
 
 
 @app.command(

@@ -15,9 +15,12 @@ from halp_worker.batcher import Batch
 from halp_worker.delivery import row_key
 from halp_worker.fates import FatalError
 from halp_worker.launch import input_builder
+from halp_worker.model.blueprint import read_blueprint
 from halp_worker.model.extractor import Extractor
-from halp_worker.model.layers import choose_layers, choose_positions, layout_of
-from halp_worker.model.loading import load_model
+from halp_worker.model.images import ImageReader
+from halp_worker.model.layers import choose_layers, choose_positions, expected_layout, layout_of
+from halp_worker.model.loading import check_device, fetch_weights, load_model
+from halp_worker.model.rehearsal import rehearse, rehearse_inputs
 from halp_worker.model.risk import Foresight
 from halp_worker.settings import ModelSettings
 
@@ -34,13 +37,20 @@ def extract_one(
 ) -> FeatureBatch:
     """A batch of one row. Raises Rejected or FatalError with a message."""
     foresight = Foresight.read(probe, abstain_above)
-    loaded = load_model(settings)
-    layout = layout_of(
-        loaded, choose_layers(layers, loaded.n_layers), choose_positions(positions), foresight
-    )
+    names = choose_positions(positions)
+    check_device(settings)
     path = image.absolute()
     job = Job(question_id="extract", image=path.name, question=question, ground_truth="")
-    inputs = input_builder(loaded, layout.positions, path.parent, allow_urls=False)
+    ImageReader(path.parent).read(job.image)  # before anything is loaded
+    blueprint = read_blueprint(settings)
+    indices = choose_layers(layers, blueprint.n_layers)
+    expected_layout(blueprint, indices, names, foresight, None)
+    rehearse_inputs(settings.model, blueprint, names)
+    fetch_weights(settings, blueprint)
+    layout = layout_of(blueprint, indices, names, foresight)
+    loaded = load_model(settings, blueprint=blueprint)
+    inputs = input_builder(loaded, names, path.parent, allow_urls=False)
+    rehearse(settings.model, loaded, layout, inputs, foresight)
     batch = Batch((row_key(job),), (inputs.prepare(job),))
     extraction = Extractor(loaded, layout, foresight).extract(batch)
     if extraction.features is None:

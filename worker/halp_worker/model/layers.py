@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from halp_store.layout import ANSWER_SCORES, DEFAULT_POSITIONS, Layout
 from halp_worker.fates import FatalError
+from halp_worker.model.blueprint import Blueprint
 from halp_worker.model.checkpoint import Checkpoint
 from halp_worker.model.inputs import render, user_turn
 from halp_worker.model.loading import LoadedModel
@@ -47,61 +48,117 @@ def choose_positions(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in POSITIONS if name in {*DEFAULT_POSITIONS, *wanted})
 
 
+class Identity(Protocol):
+    """Which files a checkpoint is. `Checkpoint` is one, and needs its weights for it."""
+
+    @property
+    def revision(self) -> Any: ...
+    @property
+    def older_revision(self) -> Any: ...
+    @property
+    def weights(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class AssumedIdentity:
+    """Of a checkpoint whose weights are not there yet: what only they tell is taken from the
+    fingerprint that it is compared with."""
+
+    revision: Any
+    older_revision: Any
+    weights: Any
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, fingerprint: Mapping[str, Any]) -> AssumedIdentity:
+        revision = checkpoint.commit or fingerprint.get("revision")
+        return cls(revision, revision, fingerprint.get("weights"))
+
+
 def layout_of(
-    loaded: LoadedModel,
+    model: Blueprint,
     layers: tuple[int, ...],
     positions: tuple[str, ...],
     foresight: Foresight | None = None,
 ) -> Layout:
     """The store's layout: sizes from the model, and the fingerprint of all that shapes a number.
 
-    Raises FatalError if the probe is not one for this layout.
+    Needs the weight files. Raises FatalError if the probe is not one for this layout.
     """
-    generation = loaded.generation
-    layout = Layout(
+    layout = _describe(model, layers, positions, foresight, model.checkpoint)
+    if foresight is not None:
+        _check_probe(foresight, layout, model.checkpoint)
+    return layout
+
+
+def expected_layout(
+    model: Blueprint,
+    layers: tuple[int, ...],
+    positions: tuple[str, ...],
+    foresight: Foresight | None,
+    stored: Layout | None,
+) -> Layout:
+    """As `layout_of`, in the words of the store that is there, for weights that are not: they are
+    taken for the right ones."""
+    if foresight is not None:
+        files = AssumedIdentity.of(model.checkpoint, foresight.probe.identity)
+        _check_probe(foresight, _describe(model, layers, positions, foresight, files), files)
+    files = AssumedIdentity.of(model.checkpoint, {} if stored is None else stored.fingerprint)
+    layout = _describe(model, layers, positions, foresight, files)
+    return layout if stored is None else as_stored(layout, files, stored)
+
+
+def _describe(
+    model: Blueprint,
+    layers: tuple[int, ...],
+    positions: tuple[str, ...],
+    foresight: Foresight | None,
+    files: Identity,
+) -> Layout:
+    generation = model.generation
+    fingerprint = {
+        "model": model.name,
+        "revision": files.revision,
+        "weights": files.weights,
+        "prompt": render(model.processor, user_turn({"type": "image"}, "{question}")),
+        "image_processor": _image_processor(model.processor.image_processor),
+        "generation": {
+            "do_sample": False,
+            "num_beams": 1,
+            "max_new_tokens": generation.max_new_tokens,
+            "eos_token_id": list(generation.stop_tokens),
+            "repetition_penalty": generation.repetition_penalty,
+        },
+    }
+    if foresight is not None:
+        fingerprint["probe"] = foresight.fingerprint()
+    return Layout(
         layers=layers,
         positions=positions,
-        hidden_size=loaded.hidden_size,
-        vision_hidden_size=loaded.vision_hidden_size,
-        source_dtype=loaded.dtype,
-        fingerprint={
-            "model": loaded.name,
-            "revision": loaded.revision,
-            "weights": loaded.checkpoint.weights,
-            "prompt": render(loaded.processor, user_turn({"type": "image"}, "{question}")),
-            "image_processor": _image_processor(loaded.processor.image_processor),
-            "generation": {
-                "do_sample": False,
-                "num_beams": 1,
-                "max_new_tokens": generation.max_new_tokens,
-                "eos_token_id": list(generation.stop_tokens),
-                "repetition_penalty": generation.repetition_penalty,
-            },
-        },
-        scores=ANSWER_SCORES,
-    )
-    if foresight is None:
-        return layout
-    probe = foresight.probe
-    known = probe.identity.get("weights") is not None
-    foresight.check(layout if known else as_before_version_3(layout, loaded.checkpoint))
-    return replace(
-        layout,
-        fingerprint={**layout.fingerprint, "probe": foresight.fingerprint()},
-        scores=(*ANSWER_SCORES, "risk"),
+        hidden_size=model.hidden_size,
+        vision_hidden_size=model.vision_hidden_size,
+        source_dtype=model.dtype,
+        fingerprint=fingerprint,
+        scores=ANSWER_SCORES if foresight is None else (*ANSWER_SCORES, "risk"),
     )
 
 
-def as_stored(layout: Layout, checkpoint: Checkpoint, stored: Mapping[str, Any]) -> Layout:
-    """`layout` in the words of a store that is there, whose fingerprint is `stored`: those of
-    before layout version 3 know less of the model."""
-    if "weights" in stored or "revision" not in stored:
-        return layout
-    return as_before_version_3(layout, checkpoint, stored)
+def _check_probe(foresight: Foresight, layout: Layout, files: Identity) -> None:
+    known = foresight.probe.identity.get("weights") is not None
+    foresight.check(layout if known else as_before_version_3(layout, files))
+
+
+def as_stored(layout: Layout, files: Identity, stored: Layout) -> Layout:
+    """`layout` in the words of a store that is there: those of before layout version 3 know less
+    of the model, and those of version 1 have no scores."""
+    if "weights" not in stored.fingerprint and "revision" in stored.fingerprint:
+        layout = as_before_version_3(layout, files, stored.fingerprint)
+    if stored.scores == () and layout.scores == ANSWER_SCORES:
+        layout = replace(layout, scores=())
+    return layout
 
 
 def as_before_version_3(
-    layout: Layout, checkpoint: Checkpoint, stored: Mapping[str, Any] | None = None
+    layout: Layout, files: Identity, stored: Mapping[str, Any] | None = None
 ) -> Layout:
     """`layout` with the fingerprint that these files had before layout version 3: the digest of
     samples of the files, no digest of the weights, stop tokens in the stored order, and no
@@ -113,7 +170,7 @@ def as_before_version_3(
     stops = ((stored or {}).get("generation") or {}).get("eos_token_id")
     if isinstance(stops, list) and set(stops) == set(generation["eos_token_id"]):
         generation["eos_token_id"] = stops
-    changes = {"revision": checkpoint.older_revision, "generation": generation}
+    changes = {"revision": files.older_revision, "generation": generation}
     return replace(layout, fingerprint={**fingerprint, **changes})
 
 

@@ -13,6 +13,13 @@ from halp_worker.settings import ModelSettings
 
 _QUESTION: Final = "Is this a question?"
 
+_SIZES: Final = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+"""The image processor's word -> that of the vision part in config.json."""
+
 
 def load_processor(settings: ModelSettings, checkpoint: Checkpoint, config: Any) -> Any:
     """config: the model's. Raises FatalError in one sentence for what does not fit the model."""
@@ -26,6 +33,7 @@ def load_processor(settings: ModelSettings, checkpoint: Checkpoint, config: Any)
     except Exception as error:  # noqa: BLE001 - the library's readers raise types of all kinds
         raise _unreadable(settings.model, checkpoint, error) from None
     _check_parts(settings.model, processor)
+    _check_sizes(settings, processor.image_processor, config)
     _check_tokens(settings.model, processor, config)
     _check_template(settings.model, processor)
     return processor
@@ -56,6 +64,33 @@ def _check_parts(name: str, processor: Any) -> None:
             f"processor of {name}: its image processor is {type(images).__name__}, which does not "
             "fit Qwen2.5-VL: take preprocessor_config.json from a published Qwen2.5-VL"
         )
+
+
+def _check_sizes(settings: ModelSettings, images: Any, config: Any) -> None:
+    """Both numbers of each that the image processor and the model must share, and of the limits."""
+    for name, entry in _SIZES.items():
+        got, expected = getattr(images, name, None), getattr(config.vision_config, entry)
+        if got != expected:
+            raise FatalError(
+                f"processor of {settings.model}: its {name} is {got}, that of the model {expected} "
+                f"({entry} in config.json): take preprocessor_config.json from the checkpoint that "
+                "the weights are of"
+            )
+    limits = [images.size.get(edge) for edge in ("shortest_edge", "longest_edge")]
+    whose = [
+        f"{option} {limit}" if chosen is not None else f"the checkpoint's {entry} {limit}"
+        for option, entry, chosen, limit in (
+            ("--min-pixels", "min_pixels", settings.min_pixels, limits[0]),
+            ("--max-pixels", "max_pixels", settings.max_pixels, limits[1]),
+        )
+    ]
+    if not all(isinstance(limit, int) and limit > 0 for limit in limits):
+        raise FatalError(
+            f"processor of {settings.model}: expected numbers of pixels above 0, got "
+            f"{' and '.join(whose)}: set min_pixels and max_pixels in its preprocessor_config.json"
+        )
+    if limits[0] > limits[1]:
+        raise FatalError(f"model {settings.model}: {whose[0]} is above {whose[1]}: no image fits")
 
 
 def _check_tokens(name: str, processor: Any, config: Any) -> None:
