@@ -5,7 +5,6 @@ Knows text; refuses to know connections. Every form is read, and refused, here.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ _ARGUMENTS: Final = {
 _OF_SENTINELS: Final = {"sentinel_username", "sentinel_password"}
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SECONDS: Final = ("socket_timeout", "socket_connect_timeout")
+_LONGEST_SECONDS: Final = 1_000_000
+"""Of a timeout: the system takes no number that is much larger."""
 
 _HOST: Final = r"([^:/?,]*|\[[0-9a-fA-F:.]+\])(:\d+)?"
 _PLACE: Final = re.compile(rf"{_HOST}(,{_HOST})*([/?].*)?")
@@ -140,7 +141,7 @@ def _arguments(query: str, kind: str, *, tls: bool) -> dict[str, str]:
         if name in _FILES and not Path(value).is_file():
             raise UrlError(f"{name} names {value!r}, and there is no such file")
         if name in _SECONDS and not _is_duration(value):
-            raise UrlError(f"{name} is a number of seconds above 0")
+            raise UrlError(f"{name} is a number of seconds above 0, up to {_LONGEST_SECONDS:,}")
         if name == "db" and not re.fullmatch(r"\d{1,9}", value):
             raise UrlError("the database is a number")
         if name == "db" and kind == "+cluster" and int(value):
@@ -152,7 +153,7 @@ def _arguments(query: str, kind: str, *, tls: bool) -> dict[str, str]:
 
 def _is_duration(value: str) -> bool:
     try:
-        return 0 < float(value) < math.inf
+        return 0 < float(value) <= _LONGEST_SECONDS
     except ValueError:
         return False
 

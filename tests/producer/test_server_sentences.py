@@ -48,6 +48,7 @@ def said():
         ("redis://h/0?socket_timeout=abc", "socket_timeout is a number of seconds above 0"),
         ("redis://h/0?socket_timeout=-1", "socket_timeout is a number of seconds above 0"),
         ("redis://h/0?socket_connect_timeout=nan", "is a number of seconds above 0"),
+        ("redis://h/0?socket_timeout=1e10", "seconds above 0, up to 1,000,000"),
         ("redis://h/0?protocol=9", "protocol is 2 or 3"),
         ("redis://h/0?health_check_interval=x", "host, port or an argument cannot be read"),
         ("redis://h/abc", "the database is a number"),

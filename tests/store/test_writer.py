@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halp_store.compaction import compact
-from halp_store.errors import StoreMismatch
+from halp_store.errors import StoreGone, StoreMismatch
 from halp_store.features import Receipt, RowKey
 from halp_store.local import LocalStorage
 from halp_store.reader import open_store
@@ -258,3 +258,22 @@ def test_an_answer_that_cannot_be_read_is_not_given(tmp_path, open_writer, make_
         chunk.write_bytes(b"damaged") if chunk.is_file() else shutil.rmtree(chunk)
     (one,) = writer.receipt_for([RowKey("a", "a-a")]).stored
     assert (one.segment, one.row, one.answer) == (segment, 0, None)
+
+
+@pytest.mark.parametrize("instead", [None, "another"])
+def test_segments_that_are_moved_away_take_no_row_along(instead, tmp_path, open_writer, make_rows):
+    """The root is still there, but what is acknowledged has to be where the other rows are."""
+    writer = open_writer(tmp_path)
+    writer.append(make_rows(["a"]))
+    writer.flush()
+    (tmp_path / "segments").rename(tmp_path / "away")
+    if instead:
+        (tmp_path / "segments").mkdir()
+    writer.append(make_rows(["b"]))
+    with pytest.raises(StoreGone, match="segments were unmounted, moved or deleted"):
+        writer.flush()
+    if instead:
+        (tmp_path / "segments").rmdir()
+    (tmp_path / "away").rename(tmp_path / "segments")
+    assert writer.flush().receipt is not None
+    assert list(open_store(tmp_path).ids) == ["a", "b"]

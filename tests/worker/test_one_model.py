@@ -119,6 +119,28 @@ def test_every_small_file_that_shapes_an_answer_counts(tiny, tmp_path):
     assert len(seen) == len(files) + 1
 
 
+@pytest.mark.parametrize("odd", [[[7]], True, "7", None])
+def test_what_is_no_token_number_stops_no_answer(tiny, tmp_path, odd):
+    """`true` is not token 1, and a list in a list is no error without a sentence."""
+    folder = shutil.copytree(tiny, tmp_path / "odd")
+    rewrite(folder / "generation_config.json", eos_token_id=odd)
+    stops = checkpoint_of(folder).stop_tokens
+    assert set(stops) <= set(checkpoint_of(tiny).stop_tokens)
+    assert all(type(stop) is int for stop in stops)
+
+
+def test_a_template_in_the_folder_of_named_ones_counts(tiny, tmp_path):
+    """transformers takes `default.jinja` from there if the checkpoint has no other template."""
+    folder = shutil.copytree(tiny, tmp_path / "named")
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    seen = set()
+    for words in ("Answer briefly.", "Answer at length."):
+        (templates / "default.jinja").write_text(words)
+        seen.add(checkpoint_of(folder).revision)
+    assert len(seen) == 2
+
+
 def test_weights_replaced_in_the_hubs_cache_are_another_model(tiny, tmp_path):
     """The commit is the folder's name, and says nothing of what lies in it now."""
     from halp_worker.demo.checkpoint_files import SmallShape

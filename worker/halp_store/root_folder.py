@@ -17,6 +17,7 @@ from threading import Lock
 from typing import Any, Final
 
 from halp_store.errors import LinkInStore, StoreGone
+from halp_store.storage import SEGMENTS
 
 ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
@@ -43,6 +44,7 @@ class RootFolder:
         self._was_opened = False
         self._identity: tuple[int, int] | None = None
         self._held: _Descriptor | None = None
+        self._segments: tuple[int, int] | None = None
         self._opening = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,9 +148,17 @@ class RootFolder:
             reached: list[str] = []
             for name in filter(None, path.split("/")):
                 reached.append(name)
-                inner = self._enter(current, name, "/".join(reached), flags, make, durable)
+                may_make = make and not (reached == [SEGMENTS] and self._segments)
+                try:
+                    inner = self._enter(current, name, "/".join(reached), flags, may_make, durable)
+                except FileNotFoundError:
+                    if make and not may_make:
+                        raise self._segments_exchanged("nothing") from None
+                    raise
                 _close(current, root)
                 current = inner
+                if reached == [SEGMENTS]:
+                    self._compare_segments(inner)
             yield current
         finally:
             _close(current, root)
@@ -200,6 +210,21 @@ class RootFolder:
         if self._identity not in {None, held.identity}:
             raise self._exchanged()
         self._held, self._identity, self._was_opened = held, held.identity, True
+
+    def _compare_segments(self, descriptor: int) -> None:
+        """A mount over this folder, or another in its place, would take rows along when it goes."""
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        self._segments = self._segments or identity
+        if self._segments != identity:
+            raise self._segments_exchanged("another folder")
+
+    def _segments_exchanged(self, what: str) -> StoreGone:
+        return StoreGone(
+            self.where,
+            f"{what} is at {self.path / SEGMENTS}, so its segments were unmounted, moved or "
+            "deleted",
+        )
 
     def _exchanged(self) -> StoreGone:
         return StoreGone(

@@ -109,15 +109,15 @@ class Checkpoint:
     @cached_property
     def stop_tokens(self) -> tuple[int, ...]:
         """All that generation config, config and its text part name; the tokenizer's are apart."""
-        stops: dict[Any, None] = {}
+        stops: list[Any] = []
         for entries in (
             self.read_json("generation_config.json"),
             self.config,
             self.config.get("text_config") or {},
         ):
             named = entries.get("eos_token_id")
-            stops |= dict.fromkeys(named if isinstance(named, list) else [named])
-        return tuple(stop for stop in stops if isinstance(stop, int))
+            stops += named if isinstance(named, list) else [named]
+        return tuple(dict.fromkeys(stop for stop in stops if type(stop) is int))
 
     @property
     def repetition_penalty(self) -> float:

@@ -26,6 +26,9 @@ _PIECE_BYTES: Final = 64 << 10
 _FILES: Final = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Endings of the files besides the weights that change a number or an answer."""
 
+_TEMPLATES: Final = "additional_chat_templates"
+"""The folder of named chat templates: `default.jinja` is the model's where there is no other."""
+
 _SAMPLED_PIECES: Final = 64
 
 
@@ -54,10 +57,11 @@ def _pieces(place: TensorPlace) -> Iterator[tuple[int, int]]:
 def folder_digest(folder: Path, weights: str) -> str:
     """Digest of a folder: `weights`, and its configuration, tokenizer and processor files."""
     digest = hashlib.sha256(weights.encode())
-    for path in sorted(folder.iterdir()):
+    for path in [*sorted(folder.iterdir()), *sorted((folder / _TEMPLATES).glob("*.jinja"))]:
         if path.suffix in _FILES and path.name != INDEX and path.is_file():
             content = path.read_bytes()
-            digest.update(f"{path.name}\0{len(content)}\0".encode())
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{len(content)}\0".encode())
             digest.update(content)
     return f"{PREFIX}{digest.hexdigest()[:32]}"
 
