@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from halp_store import cli_compact, cli_delete, cli_export, cli_get, cli_plot, cli_rows, cli_verify
+from halp_store import (
+    cli_compact,
+    cli_copy,
+    cli_delete,
+    cli_export,
+    cli_get,
+    cli_plot,
+    cli_rows,
+    cli_verify,
+)
 from halp_store.console import AsJson, StorePath, guarded
 from halp_store.opening import opened
 from halp_store.terminal import fields, json_text, printable, size
@@ -66,6 +75,7 @@ app.command(epilog=cli_rows.LS_EXAMPLES)(cli_rows.ls)
 app.command(epilog=cli_rows.QUERY_EXAMPLES)(cli_rows.query)
 app.command(epilog=cli_plot.EXAMPLES)(cli_plot.plot)
 app.command(epilog=cli_compact.EXAMPLES)(cli_compact.compact)
+app.command(epilog=cli_copy.EXAMPLES)(cli_copy.copy)
 app.command(epilog=cli_delete.EXAMPLES)(cli_delete.delete)
 app.command(epilog=cli_export.EXPORT_EXAMPLES)(cli_export.export)
 app.command("import", epilog=cli_export.IMPORT_EXAMPLES)(cli_export.import_)

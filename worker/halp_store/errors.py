@@ -153,6 +153,16 @@ class PruneRefused(StoreError):
         )
 
 
+class CopyRefused(StoreError):
+    """A copy cannot go there; nothing of what was there is changed."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"{where}: cannot become a copy: {what}; give a new path, or the one of an earlier "
+            "copy of this store that nobody has written to"
+        )
+
+
 class GenerationMissing(DamagedSegment):
     """Segments were pruned for a generation that is not there: rows are missing."""
 
