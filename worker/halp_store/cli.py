@@ -20,6 +20,7 @@ from halp_store import (
     cli_delete,
     cli_export,
     cli_get,
+    cli_merge,
     cli_plot,
     cli_rows,
     cli_verify,
@@ -73,6 +74,7 @@ def info(store: StorePath, as_json: AsJson = False) -> None:
 app.command(epilog=cli_get.EXAMPLES)(cli_get.get)
 app.command(epilog=cli_rows.LS_EXAMPLES)(cli_rows.ls)
 app.command(epilog=cli_rows.QUERY_EXAMPLES)(cli_rows.query)
+app.command(epilog=cli_merge.EXAMPLES)(cli_merge.merge)
 app.command(epilog=cli_plot.EXAMPLES)(cli_plot.plot)
 app.command(epilog=cli_compact.EXAMPLES)(cli_compact.compact)
 app.command(epilog=cli_copy.EXAMPLES)(cli_copy.copy)

@@ -15,6 +15,7 @@ from halp_store.storage import SEGMENTS
 
 _ABSENT: Final = object()
 _NAMED: Final = 5
+_CONFLICTS_NAMED: Final = 20
 
 
 class StoreError(Exception):
@@ -160,6 +161,25 @@ class CopyRefused(StoreError):
         super().__init__(
             f"{where}: cannot become a copy: {what}; give a new path, or the one of an earlier "
             "copy of this store that nobody has written to"
+        )
+
+
+class MergeConflict(StoreError):
+    """Stores have different rows for the same questions; nothing was written.
+
+    ids: all of them.
+    """
+
+    def __init__(self, where: str, conflicts: Sequence[tuple[str, str, str]]) -> None:
+        self.ids = tuple(question_id for question_id, _, _ in conflicts)
+        lines = [f"  {name!r}: {a} and {b}" for name, a, b in conflicts[:_CONFLICTS_NAMED]]
+        if more := len(conflicts) - len(lines):
+            lines.append(f"  and {more:,} more")
+        named = "\n".join(lines)
+        super().__init__(
+            f"{where}: cannot merge: {len(conflicts):,} questions have other content in two "
+            f"stores:\n{named}\ndelete each in one of both with `halp-store delete`, and merge "
+            "again"
         )
 
 

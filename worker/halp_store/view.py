@@ -165,6 +165,10 @@ class View:
         """
         return self._read(self._names(columns), None, self._layer_indices(layers))
 
+    def origins(self) -> list[str]:
+        """The segments that the rows were committed with, in order of `ids`."""
+        return self._with_places(self._origins_at)
+
     def records(self) -> Iterator[Record]:
         """All rows, in order of `ids`, about 64 MiB of them read at once and the next ahead.
 
