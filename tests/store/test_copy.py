@@ -81,7 +81,7 @@ def test_after_a_failure_at_any_operation_the_same_call_resumes(tmp_path, fill, 
     fill(tmp_path / "s", IDS[:2])
     compact(LocalStorage(tmp_path / "s"))
     fill(tmp_path / "s", IDS[2:4])
-    for calls in range(0, 1000, 7):
+    for calls in range(0, 1000, 4):
         shutil.rmtree(tmp_path / "c", ignore_errors=True)
         places = {
             name: LocalStorage(tmp_path / name[0].replace("t", "c"))

@@ -172,14 +172,13 @@ class MergeConflict(StoreError):
 
     def __init__(self, where: str, conflicts: Sequence[tuple[str, str, str]]) -> None:
         self.ids = tuple(question_id for question_id, _, _ in conflicts)
-        lines = [f"  {name!r}: {a} and {b}" for name, a, b in conflicts[:_CONFLICTS_NAMED]]
-        if more := len(conflicts) - len(lines):
-            lines.append(f"  and {more:,} more")
-        named = "\n".join(lines)
+        named = [f"{name!r} in {a} and {b}" for name, a, b in conflicts[:_CONFLICTS_NAMED]]
+        if more := len(conflicts) - len(named):
+            named.append(f"and {more:,} more")
         super().__init__(
             f"{where}: cannot merge: {len(conflicts):,} questions have other content in two "
-            f"stores:\n{named}\ndelete each in one of both with `halp-store delete`, and merge "
-            "again"
+            f"stores: {', '.join(named)}; delete each in one of both with halp-store delete, and "
+            "merge again"
         )
 
 
