@@ -1,4 +1,4 @@
-"""Stores of one configuration become one; what contradicts is named, and nothing is written."""
+"""`merge_stores`: overlap, conflicts, other layouts, earlier versions, and going on."""
 
 import dataclasses
 import json
@@ -11,156 +11,107 @@ from typer.testing import CliRunner
 from halp_store.cli import app
 from halp_store.compaction import compact
 from halp_store.delete import delete_rows
-from halp_store.errors import MergeConflict, MergeRefused, StoreMismatch, StoreUnavailable
+from halp_store.errors import MergeConflict, StoreMismatch, StoreUnavailable
 from halp_store.local import LocalStorage
-from halp_store.merging import merge
+from halp_store.merging import merge_stores
 from halp_store.pruning import prune
 from halp_store.reader import open_store
 from halp_store.root import read_root
 from halp_store.verify import verify_store
 from halp_store.writer import StoreWriter
 
-from .conftest import assert_columns
-
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture
-def stores(tmp_path, fill):
-    """Two that overlap in q4: segments, and a generation whose segments were pruned."""
-    fill(tmp_path / "a", [f"q{number}" for number in range(5)], rows=2)
-    fill(tmp_path / "b", [f"q{number}" for number in range(4, 9)], rows=2, worker="other")
-    compact(LocalStorage(tmp_path / "b"))
-    prune(LocalStorage(tmp_path / "b"), grace_seconds=0)
-    return [tmp_path / "a", tmp_path / "b"]
+def _merge(out, *paths):
+    return merge_stores(LocalStorage(out), [LocalStorage(one) for one in paths])
 
 
-def test_all_rows_come_together_once(tmp_path, stores, make_rows):
-    """With all columns, in a store of its own; the sources stay as they are."""
-    merged = merge(tmp_path / "out", stores)
-    assert (merged.rows, merged.added, merged.skipped) == (9, 9, 1)
-    store = open_store(tmp_path / "out")
-    assert_columns(store.read(), make_rows(store.ids))
-    assert verify_store(tmp_path / "out").ok
-    ids = {read_root(LocalStorage(path)).store_id for path in (*stores, tmp_path / "out")}
-    assert len(ids) == 3
-    assert [len(open_store(path)) for path in stores] == [5, 5]
+def test_rows_of_both_are_there_once_with_their_provenance(tmp_path, fill, holds):
+    """Also of a store that was compacted and pruned; a second call adds nothing."""
+    fill(tmp_path / "a", ["q1", "q2", "q3"], rows=2, worker="one")
+    compact(LocalStorage(tmp_path / "a"))
+    prune(LocalStorage(tmp_path / "a"), grace_seconds=0)
+    fill(tmp_path / "b", ["q3", "q4"], worker="two")
+    done = _merge(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    assert (done.rows, done.added, done.skipped) == (4, 4, 1)
+    holds(tmp_path / "out", ["q1", "q2", "q3", "q4"])
+    assert verify_store(tmp_path / "out").problems == ()
+    recorded = {}
+    for one in (tmp_path / "out/segments").iterdir():
+        attributes = json.loads((one / "zarr.json").read_text())["attributes"]
+        recorded[tuple(attributes["question_ids"])] = attributes["provenance"]
+    origin = {"store_id": read_root(LocalStorage(tmp_path / "b")).store_id}
+    origin["path"] = str(tmp_path / "b")
+    assert recorded["q4",] == {"worker": "two", "test": True, "merged_from": origin}
+    assert recorded["q1", "q2", "q3"]["worker"] == "one"
+    assert _merge(tmp_path / "out", tmp_path / "a", tmp_path / "b").added == 0
 
 
-def test_provenance_says_where_rows_come_from(tmp_path, stores):
-    """What their worker recorded, and which store they were in."""
-    merge(tmp_path / "out", stores)
-    store = open_store(tmp_path / "out")
-    for question_id, source, worker in (("q0", "a", "worker"), ("q8", "b", "other")):
-        segment = store[question_id].segment
-        recorded = store.provenances([segment])[segment]
-        assert (recorded["worker"], recorded["test"]) == (worker, True)
-        assert recorded["merged_from"]["store"] == str(tmp_path / source)
-
-
-def test_the_same_call_goes_on(tmp_path, stores, make_rows, fill):
-    """After an end in the middle, and with rows that came since."""
-
-    class FullError(Exception):
-        pass
-
-    def stop(done, total):
-        raise FullError
-
-    with pytest.raises(FullError):
-        merge(tmp_path / "out", stores, stop)
-    assert 0 < len(open_store(tmp_path / "out")) < 9
-    fill(tmp_path / "a", ["late"])
-    merged = merge(tmp_path / "out", stores)
-    assert merged.rows == 10
-    assert merge(tmp_path / "out", stores).added == 0
-    store = open_store(tmp_path / "out")
-    assert_columns(store.read(), make_rows(store.ids))
-    assert verify_store(tmp_path / "out").ok
-
-
-def test_contradictions_are_named_and_nothing_is_written(tmp_path, stores, fill):
-    """Between two sources, and with what is there; deleting one of both mends it."""
-    fill(tmp_path / "c", ["q1", "q7", "new"], content="b")
-    with pytest.raises(MergeConflict, match="2 questions have other content") as caught:
-        merge(tmp_path / "out", [*stores, tmp_path / "c"])
-    assert "'q1' in " in str(caught.value)
-    assert "'q7' in " in str(caught.value)
+def test_other_content_is_refused_before_anything_is_written(tmp_path, fill):
+    """All are named, twenty at most; with one of both deleted it goes on."""
+    ids = [f"q{number:02}" for number in range(25)]
+    fill(tmp_path / "a", [*ids, "x"])
+    fill(tmp_path / "b", ids, content="b")
+    with pytest.raises(MergeConflict, match="halp-store delete") as refused:
+        _merge(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    assert refused.value.ids == tuple(ids)
+    assert "and 5 more" in str(refused.value)
     assert not (tmp_path / "out").exists()
-    merge(tmp_path / "out", stores)
-    with pytest.raises(MergeConflict, match="'q1' in"):
-        merge(tmp_path / "out", [tmp_path / "c"])
-    delete_rows(LocalStorage(tmp_path / "c"), ["q1", "q7"])
-    assert merge(tmp_path / "out", [tmp_path / "c"]).rows == 10
+    with pytest.raises(MergeConflict):
+        _merge(tmp_path / "a", tmp_path / "b")
+    delete_rows(LocalStorage(tmp_path / "b"), ids)
+    assert _merge(tmp_path / "out", tmp_path / "a", tmp_path / "b").rows == 26
 
 
-def test_many_contradictions_are_counted(tmp_path, fill):
-    """A message is not as long as a store."""
-    ids = [f"q{number}" for number in range(30)]
-    for name in ("a", "b"):
-        fill(tmp_path / name, ids, content=name)
-    with pytest.raises(MergeConflict, match="and 10 more") as caught:
-        merge(tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
-    assert len(caught.value.conflicts) == 30
-
-
-def test_what_cannot_be_merged_is_refused(tmp_path, stores, layout, make_rows, open_writer):
-    """Another configuration, with the fields; one store twice, or its copy; itself."""
-    other = dataclasses.replace(layout, layers=(1, 3))
-    writer = open_writer(tmp_path / "other", other)
-    writer.append(make_rows(["x"], of=other))
-    writer.flush()
-    for out, sources in (
-        (tmp_path / "out", [stores[0], tmp_path / "other"]),
-        (tmp_path / "other", stores),
-    ):
-        with pytest.raises(StoreMismatch) as caught:
-            merge(out, sources)
-        assert set(caught.value.differences) == {"layers"}
-    shutil.copytree(stores[0], tmp_path / "copy")
-    for out, sources in (
-        (tmp_path / "out", [stores[0], tmp_path / "copy"]),
-        (stores[0], stores),
-        (tmp_path / "out", []),
-    ):
-        with pytest.raises(MergeRefused):
-            merge(out, sources)
+def test_another_layout_is_refused_with_its_fields(tmp_path, fill, layout, open_writer):
+    """Of an input, and of OUT."""
+    fill(tmp_path / "a", ["q1"])
+    open_writer(tmp_path / "b", dataclasses.replace(layout, layers=(0, 4)))
+    for out, *paths in (("out", "a", "b"), ("b", "a")):
+        with pytest.raises(StoreMismatch) as refused:
+            _merge(tmp_path / out, *(tmp_path / one for one in paths))
+        assert set(refused.value.differences) == {"layers"}
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_stores_of_older_versions_are_merged_into_a_new_one(tmp_path, version):
-    """The merged store has an id."""
-    shutil.unpack_archive(GOLDEN / f"layout-{version}-compacted.zip", tmp_path / "old")
-    before = open_store(tmp_path / "old")
-    assert merge(tmp_path / "out", [tmp_path / "old"]).rows == len(before)
-    assert read_root(LocalStorage(tmp_path / "out")).version == 3
-    after = open_store(tmp_path / "out").read()
-    for name, values in before.read().items():
-        assert after[name].tobytes() == values.tobytes() or list(after[name]) == list(values), name
-    assert verify_store(tmp_path / "out").ok
+def test_a_store_of_an_earlier_version_is_merged(tmp_path, version):
+    """Into a new one of this version."""
+    for kind in ("segments", "compacted"):
+        shutil.unpack_archive(GOLDEN / f"layout-{version}-{kind}.zip", tmp_path / kind)
+        _merge(tmp_path / f"{kind}-out", tmp_path / kind)
+        assert list(open_store(tmp_path / f"{kind}-out")) == list(open_store(tmp_path / kind))
+        assert verify_store(tmp_path / f"{kind}-out").problems == ()
 
 
-def test_the_command_says_what_was_done(tmp_path, stores):
-    """A sentence or JSON; a refusal is exit code 1."""
-    arguments = ["merge", str(tmp_path / "out"), *map(str, stores)]
-    run = CliRunner().invoke(app, arguments)
-    assert run.exit_code == 0, run.output
-    assert "9 rows; 9 added, 1 were there already" in run.stdout
-    said = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert (said["rows"], said["added"]) == (9, 0)
-    assert CliRunner().invoke(app, ["merge", str(stores[0]), *map(str, stores)]).exit_code == 1
+def test_the_same_call_goes_on_after_a_failure(tmp_path, fill, holds, monkeypatch):
+    """What was merged is skipped."""
+    monkeypatch.setattr("halp_store.merging._WINDOW_ROWS", 2)
+    fill(tmp_path / "a", ["q1", "q2", "q3", "q4", "q5"])
+    flush, calls = StoreWriter.flush, []
+
+    def failing(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise StoreUnavailable("out", "write", OSError(5, "EIO"), "wait")
+        return flush(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "flush", failing)
+        with pytest.raises(StoreUnavailable):
+            _merge(tmp_path / "out", tmp_path / "a")
+    done = _merge(tmp_path / "out", tmp_path / "a")
+    assert (done.added, done.skipped) == (3, 2)
+    holds(tmp_path / "out", ["q1", "q2", "q3", "q4", "q5"])
 
 
-def test_a_full_disk_ends_it_and_the_same_call_goes_on(tmp_path, stores, monkeypatch):
-    """Nothing is there twice."""
-    flush = StoreWriter.flush
-
-    def fails(writer, *arguments):
-        monkeypatch.setattr(StoreWriter, "flush", flush)
-        raise StoreUnavailable("out", "write", OSError(28, "No space left on device"), "free some")
-
-    monkeypatch.setattr(StoreWriter, "flush", fails)
-    with pytest.raises(StoreUnavailable):
-        merge(tmp_path / "out", stores)
-    assert merge(tmp_path / "out", stores).rows == 9
+def test_the_command_merges(tmp_path, fill):
+    """As text, and as JSON; a conflict is exit code 1."""
+    fill(tmp_path / "a", ["q1"])
+    arguments = ["merge", str(tmp_path / "out"), str(tmp_path / "a")]
+    shown = CliRunner().invoke(app, arguments)
+    assert (shown.exit_code, "1 rows; 1 added" in shown.stdout) == (0, True)
+    assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["skipped"] == 1
+    fill(tmp_path / "b", ["q1"], content="b")
+    assert CliRunner().invoke(app, [*arguments, str(tmp_path / "b")]).exit_code == 1

@@ -22,7 +22,7 @@ from halp_store import objects
 from halp_store.address import BucketAddress
 from halp_store.bucket import Patience, open_bucket
 from halp_store.compaction import compact
-from halp_store.copying import copy
+from halp_store.copying import copy_store
 from halp_store.delete import delete_rows
 from halp_store.errors import StoreError, StoreGone, StoreUnavailable
 from halp_store.fence import fence_segment, is_fenced
@@ -613,15 +613,15 @@ def test_rows_of_a_bucket_can_be_deleted_and_stored_again(url, open_writer, make
     assert verify_store(url).ok
 
 
-def test_a_store_is_copied_to_a_bucket_and_back(url, tmp_path, layout, make_rows):
-    """By keys, with the root last; all three are one store."""
-    writer = StoreWriter.open(tmp_path / "s", layout, worker="w", provenance={})
-    for ids in (["a", "b"], ["c"]):
-        writer.append(make_rows(ids))
-        writer.flush()
+def test_a_store_is_copied_to_a_bucket_and_back(url, tmp_path, fill, holds):
+    """And brought up to date there."""
+    fill(tmp_path / "s", ["a", "b", "c"], rows=2)
     compact(LocalStorage(tmp_path / "s"))
-    copy(LocalStorage(tmp_path / "s"), ObjectStorage(url))
-    copy(ObjectStorage(url), LocalStorage(tmp_path / "t"))
-    for path in (url, tmp_path / "t"):
-        assert verify_store(path).ok
-        assert_columns(open_store(path).read(), make_rows(["a", "b", "c"]))
+    fill(tmp_path / "s", ["d"])
+    assert copy_store(LocalStorage(tmp_path / "s"), ObjectStorage(url)).rows == 4
+    fill(tmp_path / "s", ["e"])
+    delete_rows(LocalStorage(tmp_path / "s"), ["d"])
+    assert copy_store(LocalStorage(tmp_path / "s"), ObjectStorage(url)).groups == 1
+    copy_store(ObjectStorage(url), LocalStorage(tmp_path / "back"))
+    holds(tmp_path / "back", ["a", "b", "c", "e"])
+    assert verify_store(tmp_path / "back").problems == ()

@@ -1,6 +1,6 @@
-"""`halp-store copy`: the command line over `copy`.
+"""`halp-store copy`: the command line over `copy_store`.
 
-Exit codes: 0 done, 1 it cannot be read, written, or is refused, 2 the command line is wrong.
+Exit codes: 0 done, 1 it cannot be copied, or not to there, 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 from halp_store.address import storage_at
 from halp_store.console import AsJson, StorePath, guarded, print_json
 from halp_store.progress import progress_bar
+from halp_store.terminal import size
 
 if TYPE_CHECKING:
     from halp_store.copying import Copied
@@ -29,25 +30,30 @@ def copy(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="Where the copy goes: nothing yet, or an earlier copy of STORE."
+            metavar="TARGET",
+            help="Where the copy goes: a new directory or URL, or an earlier copy of this store.",
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Make a consistent copy while workers write and compact --prune runs.
+    """Copy a store as of now, or bring an earlier copy up to date.
 
-    The same command again goes on after a kill, and brings over what is new. The copy is the same
-    store, with the same id: let workers write to one of both only.
+    Workers and compact --prune may go on meanwhile. After a kill the same command goes on where it
+    was; until the first copy is complete, it does not open. A copy has the store's id: write to
+    one of both only.
     """
 
     def work() -> Copied:
-        from halp_store.copying import copy as copy_store
+        from halp_store.copying import copy_store
 
         with progress_bar("copy") as progress:
-            return copy_store(storage_at(store), storage_at(target), progress)
+            return copy_store(storage_at(store), storage_at(target), progress=progress)
 
-    copied = guarded(work)
+    done = guarded(work)
     if as_json:
-        print_json({"store": store, "target": target, **asdict(copied)})
-    else:
-        typer.echo(f"{target}: {copied.rows:,} rows; {copied.groups:,} groups copied")
+        print_json({"store": store, "target": target, **asdict(done)})
+        return
+    typer.echo(
+        f"{target}: {done.rows:,} rows; brought over: {done.groups:,} segments and generations, "
+        f"{done.keys:,} files, {size(done.size)}"
+    )

@@ -1,6 +1,6 @@
-"""`halp-store merge`: the command line over `merge`.
+"""`halp-store merge`: the command line over `merge_stores`.
 
-Exit codes: 0 done, 1 it cannot be read, written, or is refused, 2 the command line is wrong.
+Exit codes: 0 done, 1 they cannot be merged, 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -10,45 +10,40 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from halp_store.address import storage_at
 from halp_store.console import AsJson, guarded, print_json
 from halp_store.progress import progress_bar
 
 if TYPE_CHECKING:
     from halp_store.merging import Merge
 
-EXAMPLES: Final = (
-    "\b\nExamples:"
-    "\n  halp-store merge all.zarr run1.zarr run2.zarr"
-    "\n  halp-store merge all.zarr s3://bucket/run3.zarr --json"
-)
+EXAMPLES: Final = "\b\nExamples:\n  halp-store merge all.zarr run1.zarr run2.zarr"
 
 
 def merge(
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The merged store: a new path, or one to go on.")
+        str,
+        typer.Argument(
+            metavar="OUT", help="A new store, or one of the same configuration, to merge into."
+        ),
     ],
-    stores: Annotated[
-        list[str], typer.Argument(metavar="STORE...", help="Stores of one configuration.")
-    ],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores to read.")],
     as_json: AsJson = False,
 ) -> None:
-    """Bring the rows of several stores of one configuration into one.
+    """Bring the rows of stores of one configuration together in OUT.
 
-    The stores stay as they are. A question that two of them have with the same content is taken
-    once, one with two contents refuses the whole command. The same command again goes on.
+    Rows that are there with the same content are skipped, so the same command goes on after a
+    kill. If a question has other content in two stores, all such are named and nothing is written.
     """
 
     def work() -> Merge:
-        from halp_store.merging import merge as merge_stores
+        from halp_store.merging import merge_stores
 
         with progress_bar("merge") as progress:
-            return merge_stores(out, stores, progress)
+            return merge_stores(storage_at(out), [*map(storage_at, stores)], progress=progress)
 
-    merged = guarded(work)
+    done = guarded(work)
     if as_json:
-        print_json({"store": out, **asdict(merged)})
-    else:
-        typer.echo(
-            f"{out}: {merged.rows:,} rows; {merged.added:,} added, "
-            f"{merged.skipped:,} were there already"
-        )
+        print_json({"store": out, **asdict(done)})
+        return
+    typer.echo(f"{out}: {done.rows:,} rows; {done.added:,} added, {done.skipped:,} there already")

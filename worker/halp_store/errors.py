@@ -14,8 +14,8 @@ from halp_store.names import DELETIONS, is_generation
 from halp_store.storage import SEGMENTS
 
 _ABSENT: Final = object()
-_SHOWN_CONFLICTS: Final = 20
 _NAMED: Final = 5
+_CONFLICTS_NAMED: Final = 20
 
 
 class StoreError(Exception):
@@ -162,33 +162,30 @@ class PruneRefused(StoreError):
 
 
 class CopyRefused(StoreError):
-    """The target of a copy holds something else."""
+    """A copy cannot go there; nothing of what was there is changed."""
 
-    def __init__(self, where: str, source: str, what: str) -> None:
+    def __init__(self, where: str, what: str) -> None:
         super().__init__(
-            f"{where}: no place for a copy of {source}: {what}; nothing there was overwritten: "
-            "give a new path, or that of an earlier copy of this store"
+            f"{where}: cannot become a copy: {what}; give a new path, or the one of an earlier "
+            "copy of this store that nobody has written to"
         )
 
 
-class MergeRefused(StoreError):
-    """These stores cannot be merged."""
-
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: nothing was merged: {what}")
-
-
 class MergeConflict(StoreError):
-    """Stores to be merged have one question with other content. conflicts: a text for each."""
+    """Stores have different rows for the same questions; nothing was written.
 
-    def __init__(self, where: str, conflicts: Sequence[str]) -> None:
-        self.conflicts = tuple(conflicts)
-        shown = "; ".join(conflicts[:_SHOWN_CONFLICTS])
-        more = len(conflicts) - _SHOWN_CONFLICTS
-        shown += f"; and {more:,} more" if more > 0 else ""
+    ids: all of them.
+    """
+
+    def __init__(self, where: str, conflicts: Sequence[tuple[str, str, str]]) -> None:
+        self.ids = tuple(question_id for question_id, _, _ in conflicts)
+        named = [f"{name!r} in {a} and {b}" for name, a, b in conflicts[:_CONFLICTS_NAMED]]
+        if more := len(conflicts) - len(named):
+            named.append(f"and {more:,} more")
         super().__init__(
-            f"{where}: nothing was merged: {len(conflicts):,} questions have other content in "
-            f"another store: {shown}; delete them in one of both with `halp-store delete`"
+            f"{where}: cannot merge: {len(conflicts):,} questions have other content in two "
+            f"stores: {', '.join(named)}; delete each in one of both with halp-store delete, and "
+            "merge again"
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from halp_store.errors import DeletedQuestion, GoneSegment, UnknownQuestion
 from halp_store.generation import Generation, read_generation
@@ -106,16 +106,6 @@ class Groups:
         """Read its metadata again next time."""
         with self._opening:
             self._opened.pop(name, None)
-
-    def provenances(self, segments: Collection[str]) -> dict[str, Mapping[str, Any]]:
-        """Of segments, or of those that the newest generation covers. Raises GoneSegment or
-        DamagedSegment."""
-        newest = self.index.generation
-        covered = {origin.name: origin.provenance for origin in newest.segments} if newest else {}
-        return {
-            name: covered[name] if name in covered else self.open(name).provenance
-            for name in segments
-        }
 
     def generation(self, name: str) -> Generation:
         """Raises GoneSegment or DamagedSegment."""

@@ -1,142 +1,167 @@
-"""`merge`: the rows of several stores of one configuration, in one store.
+"""`merge_stores`: brings the rows of stores of one configuration together in one.
 
-Reads with `open_store` and writes with the ordinary writer, so the same call goes on after an
-interruption: a row that is there with the same content is left alone. One id with two contents is
-refused before anything is written.
+All ids are compared before anything is written. Rows go through the ordinary writer, grouped by
+the provenance that they were committed with; those that are there already are skipped, so the same
+call resumes.
+
+Memory: about 300 bytes a row, and a window of rows.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections import defaultdict
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final
 
-from halp_store.address import storage_at
-from halp_store.errors import MergeConflict, MergeRefused
+import numpy as np
+
+from halp_store.errors import GoneSegment, MergeConflict, StoreMismatch
 from halp_store.features import FeatureBatch, RowKey
+from halp_store.generation import newest_generation
 from halp_store.layout import TEXT_COLUMNS, Layout
 from halp_store.reader import Store, open_store
-from halp_store.root import read_root, require_same
-from halp_store.storage import METADATA
+from halp_store.root import Root, read_root
+from halp_store.segment import group_attributes
+from halp_store.storage import METADATA, SEGMENTS, Storage
 from halp_store.view import View
 from halp_store.writer import StoreWriter
 
-Progress = Callable[[int, int], None]
+_WINDOW_BYTES: Final = 32 << 20
+_WINDOW_ROWS: Final = 256
 
-_FLUSH_ROWS: Final = 256
-"""Rows of one segment of the merged store, and what is in memory at once."""
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Merge:
-    """rows: of the merged store. added: by this call. skipped: rows that were there already, in the
-    merged store or in a store before theirs."""
+    """rows: of the store that was merged into. added: by this call. skipped: rows of the others
+    that were there already, or that several of them have."""
 
     rows: int
     added: int
     skipped: int
 
 
-def merge(
-    out: str | os.PathLike[str],
-    stores: Sequence[str | os.PathLike[str]],
-    progress: Progress | None = None,
+def merge_stores(
+    out: Storage, sources: Sequence[Storage], *, progress: Progress | None = None
 ) -> Merge:
-    """Bring all rows of `stores` into `out`, which is made or goes on.
+    """Bring all rows of `sources` into `out`, which is made if it is not there.
 
-    progress: called with (rows done, rows there).
-    Raises MergeRefused, MergeConflict, StoreMismatch naming the fields that differ, NotAStore,
-    LayoutVersionError, DamagedSegment, or StoreUnavailable.
+    progress: is told (rows looked at, rows there).
+    Raises StoreMismatch, or MergeConflict for ids with other content, before anything is written;
+    NotAStore, LayoutVersionError, DamagedSegment, ForeignSegment, StoreUnavailable.
     """
-    sources = [open_store(store) for store in stores]
-    layout = _one_layout(out, sources)
-    _check_contents([*_there(out), *sources])
-    total, done, added = sum(map(len, sources)), 0, 0
-    for source in sources:
-        for provenance, view in _by_provenance(source):
-            writer = StoreWriter.open(out, layout, worker="merge", provenance=provenance)
-            for start in range(0, len(view), _FLUSH_ROWS):
-                part = view[start : start + _FLUSH_ROWS]
-                added += _write(writer, part)
-                done += len(part)
+    if not sources:
+        raise ValueError("sources: expected at least one store")
+    roots = [read_root(one) for one in sources]
+    layout = roots[0].layout
+    stores = [open_store(one.where, storage=one) for one in sources]
+    present = [open_store(out.where, storage=out)] if out.read(METADATA) is not None else []
+    for store in [*present, *stores]:
+        if store.layout != layout:
+            raise StoreMismatch(store.path, store.layout.to_json(), layout.to_json())
+    _refuse_conflicts(out.where, [*present, *stores])
+    total, done, added = sum(map(len, stores)), 0, 0
+    for root, storage, store in zip(roots, sources, stores, strict=True):
+        view = store[:]
+        for provenance, rows in _by_provenance(storage, root, view):
+            worker = str(provenance.get("worker") or "merge")
+            writer = _writer(out, layout, worker, provenance)
+            for start in range(0, len(rows), (step := _step(layout))):
+                some = rows[start : start + step]
+                added += _add(writer, view, some)
+                done += len(some)
                 if progress:
                     progress(done, total)
-    StoreWriter.open(out, layout, worker="merge", provenance={})  # also where there are no rows
-    return Merge(len(open_store(out)), added, total - added)
+    if not total:
+        _writer(out, layout, "merge", {})
+    return Merge(len(open_store(out.where, storage=out)), added, total - added)
 
 
-def _one_layout(out: str | os.PathLike[str], sources: Sequence[Store]) -> Layout:
-    """Raises MergeRefused for a store that is given twice, or StoreMismatch."""
-    if not sources:
-        raise MergeRefused(str(out), "no store was given")
-    first = sources[0].layout
-    ids = [_identity(source.path) for source in sources]
-    storage = storage_at(out)
-    if storage.read(METADATA) is not None:
-        ids.append(_identity(out))
-        require_same(storage, read_root(storage).layout, first)
-    for source in sources[1:]:
-        require_same(storage_at(source.path), source.layout, first)
-    if len(set(ids)) != len(ids):
-        raise MergeRefused(str(out), "one store was given twice, or is a copy of another")
-    return first
+def _writer(
+    out: Storage, layout: Layout, worker: str, provenance: Mapping[str, Any]
+) -> StoreWriter:
+    return StoreWriter.open(out.where, layout, worker=worker, provenance=provenance, storage=out)
 
 
-def _identity(store: str | os.PathLike[str]) -> str:
-    storage = storage_at(store)
-    return read_root(storage).store_id or os.path.realpath(os.fspath(store))
-
-
-def _there(out: str | os.PathLike[str]) -> list[Store]:
-    return [] if storage_at(out).read(METADATA) is None else [open_store(out)]
-
-
-def _check_contents(stores: Sequence[Store]) -> None:
-    """Raises MergeConflict if two stores have one id with other content."""
-    seen: dict[str, tuple[str, str]] = {}
-    conflicts: list[str] = []
+def _refuse_conflicts(where: str, stores: Sequence[Store]) -> None:
+    """Raises MergeConflict."""
+    first: dict[str, tuple[bytes, str]] = {}
+    conflicts: dict[str, tuple[str, str, str]] = {}
     for store in stores:
         for question_id, content in zip(store.ids, store.text("content_hash"), strict=True):
-            before, where = seen.setdefault(question_id, (content, store.path))
-            if before != content:
-                conflicts.append(f"{question_id!r} in {where} and {store.path}")
+            digest = blake2b(content.encode(), digest_size=16).digest()
+            other, path = first.setdefault(question_id, (digest, store.path))
+            if other != digest:
+                conflicts.setdefault(question_id, (question_id, path, store.path))
     if conflicts:
-        raise MergeConflict(stores[0].path, conflicts)
+        raise MergeConflict(where, [conflicts[one] for one in sorted(conflicts)])
 
 
-def _by_provenance(source: Store) -> Iterator[tuple[dict[str, Any], View]]:
-    """The rows that were written with one provenance, which is kept with where they come from."""
-    whence = {"store": source.path, "store_id": read_root(storage_at(source.path)).store_id}
-    rows: defaultdict[str, list[str]] = defaultdict(list)
-    origins = source.origins()
-    recorded_by = source.provenances(set(origins))
-    provenances = {name: json.dumps(value, sort_keys=True) for name, value in recorded_by.items()}
-    for question_id, segment in zip(source.ids, origins, strict=True):
-        rows[provenances[segment]].append(question_id)
-    for provenance, ids in rows.items():
-        recorded: Mapping[str, Any] = json.loads(provenance)
-        yield {**recorded, "merged_from": whence}, source[ids]
-
-
-def _write(writer: StoreWriter, part: View) -> int:
-    """How many rows are new."""
-    keys = map(RowKey, part.ids, part.text("content_hash"))
-    new = [key.question_id for key in keys if writer.lookup(key) == "new"]
-    if new:
-        writer.append(_features(part[new]))
-        writer.flush()
+def _add(writer: StoreWriter, view: View, rows: Sequence[int]) -> int:
+    """How many of these rows were not there."""
+    some = view[[view.ids[row] for row in rows]]
+    keys = map(RowKey, some.ids, some.text("content_hash"))
+    new = [key.question_id for key in keys if writer.lookup(key) != "stored"]
+    if not new:
+        return 0
+    features = _features(view.layout, some[new].read())
+    writer.append(features)
+    flushed = writer.flush()
+    if flushed.conflicts:  # somebody else writes there
+        where = str(view.path)
+        raise MergeConflict(where, [(key.question_id, where, "OUT") for key in flushed.conflicts])
     return len(new)
 
 
-def _features(view: View) -> FeatureBatch:
-    layout, columns = view.layout, view.read()
+def _features(layout: Layout, columns: Mapping[str, Any]) -> FeatureBatch:
     return FeatureBatch(
         layout,
         {name: tuple(columns[name].tolist()) for name in TEXT_COLUMNS},
         {name: columns[name] for name in layout.integer_columns()},
         {name: columns[name] for name in layout.vector_columns()},
-        {name: columns[name] for name in layout.score_columns()},
+        {name: columns[name] for name in layout.scores},
     )
+
+
+def _step(layout: Layout) -> int:
+    shapes = (shape for _, shape in layout.vector_columns().values())
+    row_bytes = sum(np.float32().nbytes * math.prod(shape) for shape in shapes)
+    return max(1, min(_WINDOW_ROWS, _WINDOW_BYTES // max(1, row_bytes)))
+
+
+def _by_provenance(
+    storage: Storage, root: Root, view: View
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """(what their worker recorded, and where the rows come from; rows) of all rows."""
+    origins = view.origins()
+    provenances = _provenances(storage, set(origins))
+    groups: dict[str, list[int]] = {}
+    for row, name in enumerate(origins):
+        groups.setdefault(provenances[name], []).append(row)
+    origin = {"store_id": root.store_id, "path": storage.where}
+    for text, rows in groups.items():
+        yield {**json.loads(text), "merged_from": origin}, rows
+
+
+def _provenances(storage: Storage, names: set[str]) -> dict[str, str]:
+    """Segment -> what its worker recorded, as JSON."""
+    found: dict[str, str] = {}
+    for name in names:
+        document = storage.read(f"{SEGMENTS}/{name}/{METADATA}")
+        attributes = group_attributes(document) if document else None
+        if attributes is not None:
+            found[name] = json.dumps(attributes.get("provenance", {}), sort_keys=True)
+    # After the segments: those that were pruned are in it.
+    if missing := names - found.keys():
+        newest = newest_generation(storage, None)
+        for one in newest.segments if newest else ():
+            if one.name in missing:
+                found[one.name] = json.dumps(dict(one.provenance), sort_keys=True)
+    for name in names - found.keys():
+        what = "is missing, although it was published"
+        raise GoneSegment(storage.where, name, None, what)
+    return found

@@ -7,7 +7,7 @@ for "all fill values".
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -46,12 +46,6 @@ class PublishedGroup:
             raise self._damage(None, str(error)) from error
         if root is not None:
             self._check_origin(root)
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """What the worker recorded that wrote this segment."""
-        recorded = self._attributes.get("provenance")
-        return recorded if isinstance(recorded, dict) else {}
 
     def read(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -165,6 +165,10 @@ class View:
         """
         return self._read(self._names(columns), None, self._layer_indices(layers))
 
+    def origins(self) -> list[str]:
+        """The segments that the rows were committed with, in order of `ids`."""
+        return self._with_places(self._origins_at)
+
     def records(self) -> Iterator[Record]:
         """All rows, in order of `ids`, about 64 MiB of them read at once and the next ahead.
 
@@ -260,17 +264,6 @@ class View:
 
         names, picked = self._names(columns), self._layer_indices(layers)
         return as_torch_dataset(self._now(), names, picked, in_memory)
-
-    def origins(self) -> tuple[str, ...]:
-        """The names of the segments that the rows were committed with, in order of `ids`.
-
-        Raises DamagedSegment.
-        """
-        return tuple(self._with_places(self._origins_at))
-
-    def provenances(self, segments: Collection[str]) -> dict[str, Mapping[str, Any]]:
-        """segment -> what the worker that committed it recorded. Raises DamagedSegment."""
-        return self._groups.provenances(segments)
 
     def _now(self) -> View:
         """These rows, for good: a Store's change with `refresh()`."""
