@@ -89,9 +89,9 @@ class RunKeys:
         return f"halp:{{{self.run}}}:results"
 
     @property
-    def store(self) -> str:
-        """String: the id of the store that the rows of the run are in."""
-        return f"halp:{{{self.run}}}:store"
+    def stores(self) -> str:
+        """Hash: path or URL of a store -> the id of the store that workers of the run had there."""
+        return f"halp:{{{self.run}}}:stores"
 
     @property
     def workers(self) -> str:

@@ -19,8 +19,8 @@ DISK_SIZE = "96m"
 
 EXCUSES = (
     "is not there any more",
-    "there is no store, but rows of run",
-    "is not the store that rows of run",
+    "there is no store any more, but rows of run",
+    "is not the store any more that rows of run",
     "not a store: expected the zarr.json",
     "the store is not available",
     "cannot ",

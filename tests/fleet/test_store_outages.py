@@ -124,7 +124,7 @@ def test_a_worker_whose_store_is_not_there_any_more_gives_all_back(fleet, wait_u
 
 def test_a_worker_that_is_started_while_the_store_is_away_makes_no_other(fleet, wait_until):
     """As a supervisor does it while a disk is not mounted: nothing is acknowledged into an empty
-    folder, nor into another run's store. Until rows are stored, any place will do."""
+    folder, nor into another store in its place. Another path is another store."""
     fleet.enqueue(*JOBS[:4])
     fleet.finish()
     elsewhere = fleet.store_path.with_name("elsewhere.zarr")
@@ -132,12 +132,12 @@ def test_a_worker_that_is_started_while_the_store_is_away_makes_no_other(fleet, 
     fleet.enqueue(*JOBS)
     worker = fleet.start("--until-empty")
     assert worker.wait() == 1, fleet.logs()
-    assert "there is no store, but rows of run" in worker.log.read_text()
+    assert "there is no store any more, but rows of run" in worker.log.read_text()
     assert not fleet.store_path.exists()
     claim_root(LocalStorage(fleet.store_path), open_store(elsewhere).layout)
     worker = fleet.start("--until-empty")
     assert worker.wait() == 1, fleet.logs()
-    assert "is not the store that rows of run" in worker.log.read_text()
+    assert "is not the store any more that rows of run" in worker.log.read_text()
     assert len(open_store(fleet.store_path)) == 0
     shutil.rmtree(fleet.store_path)
     elsewhere.rename(fleet.store_path)

@@ -101,7 +101,7 @@ def serve(
         on_poll=metrics.polled,
     )
     storage = storage_at(settings.store)
-    stored_in = consumer.persist(lambda: store_of_run(client, keys))
+    stored_in = consumer.persist(lambda: store_of_run(client, keys, settings.store))
     open_patiently(lambda: check_store_of_run(settings.run, stored_in, storage))
     writer = open_patiently(
         lambda: StoreWriter.open(
@@ -114,7 +114,7 @@ def serve(
             flush_seconds=settings.flush_seconds * random.uniform(0.75, 1),  # noqa: S311
         )
     )
-    consumer.persist(lambda: record_store_of_run(client, keys, writer.store_id))
+    consumer.persist(lambda: record_store_of_run(client, keys, settings.store, writer.store_id))
     port = settings.metrics_port
     endpoint = nullcontext() if port is None else metrics.serve(settings.metrics_host, port)
     batcher = Batcher(

@@ -88,7 +88,7 @@ def _run_first(settings: WorkerSettings, ranks: Ranks | None, foresight: Foresig
     try:
         check_run(client, settings.run, until_empty=settings.until_empty)
         storage = storage_at(settings.store)
-        stored_in = store_of_run(client, RunKeys(settings.run))
+        stored_in = store_of_run(client, RunKeys(settings.run), settings.store)
         open_patiently(lambda: check_store_of_run(settings.run, stored_in, storage))
         blueprint = plan(settings, foresight)
         with ExitStack() as stack:
