@@ -144,7 +144,7 @@ def test_the_risk_is_in_the_message_of_each_result(circle):
 def test_a_probe_of_another_layout_or_model_is_refused(circle, options, named, tmp_path):
     """With the field that differs, before a job is taken."""
     probe = ["--probe", circle.probe]
-    done = circle.work("risk-refused", tmp_path / "store.zarr", *probe, *options)
+    done = circle.work("risk-before", tmp_path / "store.zarr", *probe, *options)
     assert done.returncode == 1
     assert named in done.stderr
     assert "Traceback" not in done.stderr
