@@ -44,7 +44,7 @@ LOSSES = {
     "BEAT": 2,
     "RENEW": 3,
     "XLEN": 3,
-    "LEAVE": 1,
+    **{"LEAVE": 1, "HGET": 1, "EVAL": 1},
 }
 """Each command of a worker's life, and how many of its replies are lost, one in each run."""
 

@@ -7,7 +7,7 @@ make one there would acknowledge the run's jobs into a folder that nobody reads.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import redis
 
@@ -16,6 +16,11 @@ from halp_store.address import is_url
 from halp_store.root import read_root
 from halp_store.storage import METADATA, Storage
 from halp_worker.fates import FatalError
+
+_RECORD: Final = """#!lua flags=allow-oom
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
+"""Also on a server that is full: the worker is there to empty it."""
 
 
 def store_of_run(client: redis.Redis, keys: RunKeys, path: str) -> str | None:
@@ -30,7 +35,7 @@ def record_store_of_run(
     """Rows of the run may be in this store from now on. store_id: None in a store of an older
     version, which has none."""
     if store_id is not None:
-        client.hset(keys.stores, _place(path), store_id)
+        client.eval(_RECORD, 1, keys.stores, _place(path), store_id)
 
 
 def check_store_of_run(run: str, store_id: str | None, storage: Storage) -> None:
