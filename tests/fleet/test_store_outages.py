@@ -89,13 +89,17 @@ def test_a_worker_that_is_stopped_while_its_disk_is_full_gives_all_back(fleet, d
     assert_each_once(fleet, JOBS)
 
 
-def test_a_stop_on_a_full_disk_does_not_wait_for_the_device(fleet, disk, wait_until):
+def test_a_stop_on_a_full_disk_does_not_wait_for_the_device(fleet, disk, wait_until, gate):
     """Its batch takes a minute, and could not be stored."""
     fleet.enqueue(*JOBS[:4])
-    worker = fleet.start("--disk", str(disk), "--flush-rows", "4", "--batch-size", "4")
+    options = ("--flush-rows", "4", "--batch-size", "4")
+    worker = fleet.start("--disk", str(disk), *gate.options, *options)
+    gate.let(1)
     wait_until(lambda: fleet.status().done == 4)
-    disk.write_text("Read-only file system")
     fleet.enqueue(*JOBS[4:8], make_job(99, "SLOW"))
+    wait_until(lambda: worker.log.read_text().count("extracting") == 2)
+    disk.write_text("Read-only file system")
+    gate.let(2)
     wait_until(lambda: AWAY in worker.log.read_text())
     assert "extracting 1: q99" in worker.log.read_text()
     worker.signal(signal.SIGTERM)
